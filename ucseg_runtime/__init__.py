@@ -1,0 +1,1 @@
+"""Segmentation of DICOM studies with dual-subnet, uncertainty-aware models; needs neither torch nor CUDA."""

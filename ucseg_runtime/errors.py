@@ -1,0 +1,151 @@
+"""Every error that ucseg raises on purpose, with its exit code, Triton code and stable identifier.
+
+A message says what is wrong, where, what was found against what was expected; the hint says what to do. Messages never
+hold patient data, file names or pixel values: a file is named by its ordinal in the scan ("file 41 of 133").
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+TritonCode = Literal["INVALID_ARG", "INTERNAL", "UNAVAILABLE"]
+
+EXIT_OK = 0
+EXIT_DEFECT = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+class UcsegError(Exception):
+    """Root of all errors that a caller can act upon.
+
+    Args:
+        message: What, where, found against expected; one line.
+        hint: What the reader can do about it; one line, may be empty.
+        code: Stable identifier such as ``UCSEG-E114``; the class's default when not given.
+    """
+
+    exit_code: ClassVar[int] = EXIT_DEFECT
+    triton_code: ClassVar[TritonCode] = "INTERNAL"
+    default_code: ClassVar[str] = "UCSEG-E100"
+
+    def __init__(self, message: str, *, hint: str = "", code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code or self.default_code
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+    def as_json(self) -> dict[str, str | int]:
+        """The machine-readable twin of the message, as ``--json`` prints it."""
+        return {
+            "code": self.code,
+            "error": type(self).__name__,
+            "message": self.message,
+            "hint": self.hint,
+            "exit_code": self.exit_code,
+        }
+
+
+class InputError(UcsegError, ValueError):
+    """The input cannot be segmented as it is."""
+
+    exit_code = 3
+    triton_code = "INVALID_ARG"
+    default_code = "UCSEG-E101"
+
+
+class NotDicomError(InputError):
+    """Nothing readable as DICOM was found, or a file that must be DICOM is not."""
+
+
+class SeriesSelectionError(InputError):
+    """No series, or more than one, fits the model; the reasons are in the message."""
+
+    default_code = "UCSEG-E121"
+
+
+class GeometryError(InputError):
+    """Positions or orientations do not describe one volume."""
+
+    default_code = "UCSEG-E118"
+
+
+class SpacingError(GeometryError):
+    """Slices are missing, duplicated or unevenly spaced."""
+
+    default_code = "UCSEG-E114"
+
+
+class PixelDataError(InputError):
+    """Pixel data is missing, truncated, too large, or cannot be decoded."""
+
+    default_code = "UCSEG-E104"
+
+
+class TileShapeError(InputError):
+    """An array given to a backend has another shape, type or layout than the model's tiles."""
+
+    default_code = "UCSEG-E126"
+
+
+class ModelError(UcsegError):
+    """The model folder cannot be used."""
+
+    exit_code = 4
+    default_code = "UCSEG-E130"
+
+
+class ManifestError(ModelError):
+    """``manifest.json`` is missing, malformed, or of an unknown schema version."""
+
+
+class ArtifactMismatchError(ModelError):
+    """A file of the model folder is missing, refused, or not the one that the manifest names."""
+
+
+class EngineMismatchError(ModelError):
+    """A built engine belongs to another model, engine version or device."""
+
+    default_code = "UCSEG-E131"
+
+
+class AccuracyGateError(ModelError):
+    """An engine did not prove that it decides like the reference."""
+
+    default_code = "UCSEG-E132"
+
+
+class BackendError(UcsegError):
+    """An engine failed while it was opened or while it inferred."""
+
+    exit_code = 5
+    triton_code = "UNAVAILABLE"
+    default_code = "UCSEG-E140"
+
+
+class BackendUnavailableError(BackendError):
+    """The engine is not installed or cannot run here; the message names the extra to install."""
+
+    default_code = "UCSEG-E141"
+
+
+class OutputError(UcsegError):
+    """Results could not be written; nothing half-written is left."""
+
+    exit_code = 6
+    default_code = "UCSEG-E150"
+
+
+class SegWriteError(OutputError):
+    """A DICOM object did not survive its own read-back check."""
+
+    default_code = "UCSEG-E151"
+
+
+class OutputExistsError(OutputError):
+    """The output folder already holds results."""
+
+    default_code = "UCSEG-E152"
