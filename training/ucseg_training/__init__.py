@@ -1,0 +1,1 @@
+"""Training of UC-Seg trios."""
