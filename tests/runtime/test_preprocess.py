@@ -1,0 +1,126 @@
+"""Preprocessing: any orientation becomes the model's, no voxel moves in the patient, and tiles are copies."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from tests.volume_phantom import OBLIQUE, STRAIGHT, centred_geometry, orientations
+from ucseg_runtime.manifest import PiecewiseLinear, Preprocessing, ZScore
+from ucseg_runtime.preprocess import apply_intensity, model_grid, orientation_to_lps, preprocess
+from ucseg_runtime.tiling import Tile
+from ucseg_runtime.volume import Volume
+
+WINDOW = PiecewiseLinear(knots=((-100.0, 0.0), (0.0, 0.5), (300.0, 1.0)))
+SPEC = Preprocessing(spacing_mm=(2.0, 1.0, 1.0), intensity=WINDOW, padding_value=-1000.0)
+ALL_WAYS = [
+    pytest.param(direction, id=f"{name} {number}")
+    for name, rotation in (("straight", STRAIGHT), ("oblique", OBLIQUE))
+    for number, direction in enumerate(orientations(rotation))
+]
+
+
+@pytest.mark.parametrize("direction", ALL_WAYS)
+def test_oriented_axes_point_to_head_back_and_left(direction: np.ndarray) -> None:
+    geometry = centred_geometry((4, 5, 6), (3.0, 1.0, 2.0), direction)
+    oriented = orientation_to_lps(direction).apply_to_geometry(geometry)
+    head_back_left = oriented.direction[::-1]
+    assert (np.diag(head_back_left) > 0).all()
+    assert (np.abs(head_back_left).argmax(axis=0) == [0, 1, 2]).all()
+
+
+@pytest.mark.parametrize("direction", ALL_WAYS)
+def test_orientation_moves_voxels_and_geometry_alike(direction: np.ndarray) -> None:
+    geometry = centred_geometry((4, 5, 6), (3.0, 1.0, 2.0), direction)
+    orientation = orientation_to_lps(direction)
+    voxels = np.arange(4 * 5 * 6).reshape(4, 5, 6)
+    oriented, turned = orientation.apply(voxels), orientation.apply_to_geometry(geometry)
+    assert oriented.shape == turned.shape
+    for index in itertools.product((0, 2), (1, 3), (0, 3)):
+        source = np.unravel_index(oriented[index], voxels.shape)
+        np.testing.assert_allclose(turned.lps_from_index(index), geometry.lps_from_index(source), atol=1e-9)
+
+
+@pytest.mark.parametrize("direction", ALL_WAYS[:48])
+def test_undo_brings_an_oriented_array_back(direction: np.ndarray) -> None:
+    orientation = orientation_to_lps(direction)
+    voxels = np.arange(24).reshape(2, 3, 4)
+    np.testing.assert_array_equal(orientation.undo(orientation.apply(voxels)), voxels)
+
+
+def test_writing_to_the_oriented_view_writes_to_the_source() -> None:
+    orientation = orientation_to_lps(STRAIGHT[:, [1, 2, 0]] * [1, -1, -1])
+    voxels = np.zeros((2, 3, 4))
+    orientation.apply(voxels)[...] = 1.0
+    assert (voxels == 1.0).all()
+
+
+def test_model_grid_has_the_nearest_whole_number_of_voxels_over_the_same_box() -> None:
+    oriented = centred_geometry((133, 512, 512), (2.5, 0.703125, 0.703125), STRAIGHT[:, ::-1])
+    grid = model_grid(oriented, (3.0, 3.0, 3.0))
+    assert grid.shape == (111, 120, 120)
+    for corner in (-0.5, 1.0):
+        faces = [side - 0.5 if corner > 0 else corner for side in grid.shape]
+        source_faces = [side - 0.5 if corner > 0 else corner for side in oriented.shape]
+        np.testing.assert_allclose(grid.lps_from_index(faces), oriented.lps_from_index(source_faces), atol=1e-9)
+
+
+def test_grid_coarser_than_the_volume_keeps_one_voxel() -> None:
+    oriented = centred_geometry((1, 4, 4), (1.0, 1.0, 1.0), STRAIGHT)
+    assert model_grid(oriented, (3.0, 100.0, 2.0)).shape == (1, 1, 2)
+
+
+def test_piecewise_linear_intensity_interpolates_and_holds_the_ends() -> None:
+    voxels = np.array([-1000, -100, -50, 0, 150, 300, 3000], dtype=np.float32)
+    np.testing.assert_allclose(apply_intensity(voxels, WINDOW), [0, 0, 0.25, 0.5, 0.75, 1, 1], atol=1e-6)
+
+
+def test_z_score_gives_mean_zero_and_deviation_one() -> None:
+    voxels = np.random.default_rng(0).normal(40, 12, size=(8, 8, 8)).astype(np.float32)
+    normalised = apply_intensity(voxels, ZScore())
+    assert normalised.mean() == pytest.approx(0.0, abs=1e-5)
+    assert normalised.std() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_z_score_over_nonzero_voxels_ignores_the_zeros() -> None:
+    voxels = np.array([0, 0, 0, 10, 20, 30], dtype=np.float32)
+    assert apply_intensity(voxels, ZScore(over="nonzero"))[3:].mean() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("over", ["all", "nonzero"])
+def test_z_score_of_a_constant_volume_is_finite(over: str) -> None:
+    rule = ZScore.model_validate({"over": over})
+    np.testing.assert_array_equal(apply_intensity(np.zeros((2, 2, 2), np.float32), rule), 0.0)
+
+
+def test_voxels_below_air_count_as_air() -> None:
+    spec = SPEC.model_copy(update={"intensity": PiecewiseLinear(knots=((-3000.0, 0.0), (0.0, 1.0)))})
+    geometry = centred_geometry((2, 4, 4), (2.0, 1.0, 1.0), STRAIGHT[:, ::-1])
+    prepared = preprocess(Volume(np.full((2, 4, 4), -2048, np.int16), geometry, "CT"), spec)
+    np.testing.assert_allclose(prepared.voxels, prepared.padding_value)
+    assert prepared.padding_value == pytest.approx(2 / 3)
+
+
+def test_prepared_volume_lies_on_the_model_grid_in_network_units() -> None:
+    geometry = centred_geometry((10, 20, 20), (1.0, 1.0, 0.5), STRAIGHT[:, ::-1])
+    prepared = preprocess(Volume(np.full((10, 20, 20), 150, np.int16), geometry, "CT"), SPEC)
+    assert prepared.voxels.dtype == np.float32
+    assert prepared.spatial_shape == prepared.voxels.shape == (5, 20, 10)
+    np.testing.assert_allclose(prepared.geometry.spacing_mm, SPEC.spacing_mm)
+    np.testing.assert_allclose(prepared.voxels, 0.75, atol=1e-6)
+
+
+def test_read_pads_what_lies_outside_and_copies_what_lies_inside() -> None:
+    geometry = centred_geometry((3, 4, 5), (2.0, 1.0, 1.0), STRAIGHT[:, ::-1])
+    prepared = preprocess(Volume(np.full((3, 4, 5), 150, np.int16), geometry, "CT"), SPEC)
+    batch = prepared.read((Tile((-1, 0, 2), (4, 4, 4)), Tile((0, 0, 0), (4, 4, 4))))
+    assert batch.shape == (2, 1, 4, 4, 4)
+    assert batch.dtype == np.float32
+    assert batch.flags.c_contiguous
+    expected = np.full((4, 4, 4), prepared.padding_value)
+    expected[1:4, 0:4, 0:3] = 0.75
+    np.testing.assert_allclose(batch[0, 0], expected, atol=1e-6)
+    batch[...] = 9.0
+    assert prepared.voxels.max() < 1.0

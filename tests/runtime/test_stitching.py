@@ -1,0 +1,130 @@
+"""Stitching: averages are true averages, checked against a slow reference, and bad results are refused by name."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ucseg_runtime.backends.base import TileOutput
+from ucseg_runtime.errors import BackendError
+from ucseg_runtime.manifest import Tiling
+from ucseg_runtime.stitching import Stitched, Stitcher, tile_weights
+from ucseg_runtime.tiling import TilePlan, plan_tiles
+
+SHAPES = [
+    pytest.param((11, 14, 17), id="larger than a tile"),
+    pytest.param((5, 30, 9), id="partly smaller than a tile"),
+    pytest.param((3, 3, 3), id="smaller than a tile"),
+]
+WEIGHTINGS = ["uniform", "gaussian"]
+
+
+def plan_of(shape: tuple[int, int, int], weighting: str, overlap: float = 0.4) -> TilePlan:
+    tiling = {"tile_shape": (8, 10, 12), "overlap": overlap, "weighting": weighting}
+    return plan_tiles(shape, Tiling.model_validate(tiling))
+
+
+def random_output(plan: TilePlan, channels: int) -> TileOutput:
+    rng = np.random.default_rng(0)
+    shape = (len(plan.tiles), channels, *plan.tiling.tile_shape)
+    return TileOutput(rng.random(shape, dtype=np.float32), rng.random((shape[0], 1, *shape[2:]), dtype=np.float32))
+
+
+def part(output: TileOutput, which: slice) -> TileOutput:
+    return TileOutput(output.probabilities[which], output.uncertainty[which])
+
+
+def stitched(plan: TilePlan, output: TileOutput, batch_size: int = 1) -> Stitched:
+    canvas = Stitcher(plan, output.probabilities.shape[1])
+    for first, batch in zip(itertools.count(0, batch_size), plan.batches(batch_size)):  # noqa: B905  # count is endless
+        canvas.add(batch, part(output, slice(first, first + len(batch))))
+    return canvas.finish()
+
+
+def slow_average(plan: TilePlan, values: np.ndarray) -> np.ndarray:
+    """Weighted average voxel by voxel in double precision, with the weights computed from their definition."""
+    sums, weights = np.zeros(plan.spatial_shape), np.zeros(plan.spatial_shape)
+    for tile, content in zip(plan.tiles, values, strict=True):
+        for within in itertools.product(*map(range, tile.shape)):
+            voxel = tuple(start + offset for start, offset in zip(tile.start, within, strict=True))
+            if all(0 <= index < side for index, side in zip(voxel, plan.spatial_shape, strict=True)):
+                weight = 1.0
+                if plan.tiling.weighting == "gaussian":
+                    steps = [(w - (s - 1) / 2) / (s / 8) for w, s in zip(within, tile.shape, strict=True)]
+                    weight = max(np.exp(-0.5 * np.square(steps).sum()), 1e-3)
+                sums[voxel] += weight * content[within]
+                weights[voxel] += weight
+    return sums / weights
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_average_equals_the_slow_reference(shape: tuple[int, int, int], weighting: str) -> None:
+    plan = plan_of(shape, weighting)
+    output = random_output(plan, channels=2)
+    result = stitched(plan, output)
+    for channel in range(2):
+        expected = slow_average(plan, output.probabilities[:, channel])
+        np.testing.assert_allclose(result.probabilities[channel], expected, atol=1e-6)
+    np.testing.assert_allclose(result.uncertainty, slow_average(plan, output.uncertainty[:, 0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize("constant", [1.0, 0.3])
+def test_constant_tiles_give_the_constant_everywhere(weighting: str, overlap: float, constant: float) -> None:
+    plan = plan_of((20, 24, 17), weighting, overlap)
+    shape = (len(plan.tiles), 1, *plan.tiling.tile_shape)
+    ones = np.full(shape, constant, dtype=np.float32)
+    result = stitched(plan, TileOutput(ones, ones))
+    # Two roundings per tile in float32, of relative size 6e-8 each.
+    tolerance = 0.0 if constant == 1.0 else 1.2e-7 * len(plan.tiles)
+    np.testing.assert_allclose(result.probabilities, np.float32(constant), rtol=tolerance)
+    np.testing.assert_allclose(result.uncertainty, np.float32(constant), rtol=tolerance)
+
+
+def test_batches_do_not_change_a_bit() -> None:
+    plan = plan_of((20, 24, 17), "gaussian")
+    output = random_output(plan, channels=3)
+    one_by_one, at_once = stitched(plan, output, 1), stitched(plan, output, len(plan.tiles))
+    np.testing.assert_array_equal(one_by_one.probabilities, at_once.probabilities)
+    np.testing.assert_array_equal(one_by_one.uncertainty, at_once.uncertainty)
+
+
+def test_gaussian_weights_fall_to_the_known_value_one_sigma_from_the_centre() -> None:
+    weights = tile_weights(Tiling(tile_shape=(17, 17, 17), weighting="gaussian"))
+    assert weights[8, 8, 8] == 1.0
+    # sigma is 17 / 8, so 4 voxels are 1.882 of it.
+    assert weights[8, 12, 8] == pytest.approx(np.exp(-0.5 * (4 * 8 / 17) ** 2))
+    assert weights.min() == pytest.approx(1e-3)
+    np.testing.assert_array_equal(weights, weights[::-1, ::-1, ::-1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.5, -0.5])
+@pytest.mark.parametrize("field", ["probabilities", "uncertainty"])
+def test_unusable_values_are_refused_with_the_ordinal_of_the_tile(field: str, value: float) -> None:
+    plan = plan_of((20, 24, 17), "uniform")
+    output = random_output(plan, channels=2)
+    getattr(output, field)[2, 0, 3, 3, 3] = value
+    with pytest.raises(BackendError, match=f"tile 3 of {len(plan.tiles)}:") as caught:
+        stitched(plan, output, batch_size=4)
+    assert caught.value.code == "UCSEG-E142"
+
+
+def test_results_of_another_shape_are_refused() -> None:
+    plan = plan_of((20, 24, 17), "uniform")
+    output = random_output(plan, channels=2)
+    with pytest.raises(BackendError, match=r"\(1, 2, 8, 10, 12\); expected \(1, 3, 8, 10, 12\)"):
+        Stitcher(plan, 3).add(plan.tiles[:1], part(output, slice(1)))
+    with pytest.raises(BackendError, match=r"\(1, 2, 8, 10, 12\); expected \(2, 2, 8, 10, 12\)"):
+        Stitcher(plan, 2).add(plan.tiles[:2], part(output, slice(1)))
+
+
+def test_unfinished_canvas_is_refused() -> None:
+    plan = plan_of((20, 24, 17), "uniform")
+    canvas = Stitcher(plan, 2)
+    canvas.add(plan.tiles[:2], part(random_output(plan, 2), slice(2)))
+    with pytest.raises(BackendError, match=f"2 tiles were stitched; the plan has {len(plan.tiles)}"):
+        canvas.finish()

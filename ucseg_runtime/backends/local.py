@@ -1,0 +1,114 @@
+"""A backend in this process: the merged graph, or the four stages one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from ucseg_runtime.arrays import Float32Array
+from ucseg_runtime.backends.base import BackendInfo, TileOutput, check_tiles
+from ucseg_runtime.backends.graphs import (
+    FUSED_LOGITS,
+    IMAGE,
+    LOGITS_A,
+    LOGITS_B,
+    PROBABILITIES,
+    UNCERTAINTY,
+    Signature,
+    channels_of,
+)
+from ucseg_runtime.errors import BackendError
+from ucseg_runtime.manifest import MERGED, ModelSpec
+
+_LOGITS = (LOGITS_A, LOGITS_B, FUSED_LOGITS)
+
+
+class Session(Protocol):
+    """One graph, ready to run on one engine."""
+
+    @property
+    def signature(self) -> Signature:
+        """The tensors that the graph takes and gives."""
+        ...
+
+    def run(self, tensors: Mapping[str, Float32Array]) -> Mapping[str, Float32Array]:
+        """Run the graph on one tile.
+
+        Args:
+            tensors: float32, C-contiguous, shape (1, channels, *tile); at least the inputs of the graph.
+
+        Returns:
+            Every output, float32, shape (1, channels, *tile); valid until the next call.
+
+        Raises:
+            BackendError: The engine failed.
+        """
+        ...
+
+
+class LocalBackend:
+    """Runs tiles one by one through the sessions of a model.
+
+    One tile keeps every core busy, and a graph compiled for exactly one is the fastest and smallest (OpenVINO 2026.4,
+    96³, two cores: 0.27 s and 0.6 GB against 0.47 s and 0.75 GB with a free batch). It also makes the results of a tile
+    independent of the batch it came in.
+
+    Args:
+        spec: What the model fixes.
+        info: What computes.
+        sessions: Artifact key to session, in the order in which they run: ``merged``, or the four stages.
+    """
+
+    def __init__(self, spec: ModelSpec, info: BackendInfo, sessions: Mapping[str, Session]) -> None:
+        self._spec = spec
+        self._info = info
+        self._sessions = dict(sessions)
+
+    @property
+    def info(self) -> BackendInfo:
+        """What computes; tiles never meet, so `batch_atol` is 0."""
+        return self._info
+
+    def close(self) -> None:
+        """Give the engine's memory back; `infer` then raises BackendError."""
+        self._sessions.clear()
+
+    def infer(self, tiles: Float32Array, *, with_logits: bool = False) -> TileOutput:
+        """See `Backend.infer`."""
+        check_tiles(tiles, self._spec)
+        self._check_ready(with_logits)
+        wanted = (PROBABILITIES, UNCERTAINTY, *(_LOGITS if with_logits else ()))
+        results = {name: self._empty_result(name, len(tiles)) for name in wanted}
+        for index in range(len(tiles)):
+            tensors = self._run_graphs(self._turned(tiles[index : index + 1]))
+            for name, result in results.items():
+                result[index] = self._turned(tensors[name])[0]
+        return TileOutput(
+            probabilities=results[PROBABILITIES],
+            uncertainty=results[UNCERTAINTY],
+            logits_a=results.get(LOGITS_A),
+            logits_b=results.get(LOGITS_B),
+            fused_logits=results.get(FUSED_LOGITS),
+        )
+
+    def _check_ready(self, with_logits: bool) -> None:
+        if not self._sessions:
+            raise BackendError("the backend is closed.", hint="Use it inside the with block of open_backend.")
+        if with_logits and MERGED in self._sessions:
+            raise BackendError("the merged graph gives no logits.", hint="Open the backend with staged=True.")
+
+    def _empty_result(self, name: str, tiles: int) -> Float32Array:
+        shape = (tiles, channels_of(name, self._spec), *self._spec.tiling.tile_shape)
+        return np.empty(shape, dtype=np.float32)
+
+    def _run_graphs(self, image: Float32Array) -> dict[str, Float32Array]:
+        tensors = {IMAGE: np.ascontiguousarray(image)}
+        for session in self._sessions.values():
+            tensors.update(session.run(tensors))
+        return tensors
+
+    def _turned(self, tile: Float32Array) -> Float32Array:
+        """Between (z, y, x) and the axis order of the network; the same turn both ways."""
+        return tile if self._spec.tiling.axis_order == "zyx" else tile.transpose(0, 1, 4, 3, 2)

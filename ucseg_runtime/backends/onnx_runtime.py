@@ -1,0 +1,103 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ucseg_runtime.arrays import Float32Array
+from ucseg_runtime.backends.graphs import AnyShape, Signature
+from ucseg_runtime.errors import BackendError, BackendUnavailableError
+from ucseg_runtime.manifest import Precision
+
+_ERRORS_ONLY = 3
+
+_TELEMETRY_OPT_OUTS = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
+"""The first is that of release 1.32; the second is what the same switch was called while it was being developed."""
+
+
+class OnnxRuntimeEngine:
+    """Loads ONNX Runtime; opening the engine allocates nothing.
+
+    Raises:
+        BackendUnavailableError: The package is installed but cannot be loaded.
+    """
+
+    def __init__(self) -> None:
+        _decline_telemetry()
+        try:
+            # Untyped: the wheel carries no type information.
+            self._package: Any = importlib.import_module("onnxruntime")
+            state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        except (ImportError, OSError) as error:
+            raise BackendUnavailableError(
+                "onnxruntime is installed but cannot be loaded.",
+                hint="Install it again: pip install --force-reinstall 'ucseg[onnxruntime]'",
+            ) from error
+        # Its exceptions have no common base but Exception.
+        own = (item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception))
+        self._failures: tuple[type[Exception], ...] = (*own, RuntimeError, ValueError)
+
+    @property
+    def version(self) -> str:
+        """Version of the installed package."""
+        return str(self._package.__version__)
+
+    def precisions(self) -> tuple[Precision, ...]:
+        """F32 alone: its CPU kernels have no other floating-point arithmetic for these graphs."""
+        return ("f32",)
+
+    def open_session(self, graph: bytes, precision: Precision, threads: int) -> OnnxRuntimeSession:
+        """Prepare a graph.
+
+        Raises:
+            BackendError: The graph cannot be read.
+        """
+        options = self._package.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            session = self._package.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except self._failures as error:
+            raise BackendError("onnxruntime cannot prepare a graph of the model.") from error
+        return OnnxRuntimeSession(session, self._failures)
+
+
+class OnnxRuntimeSession:
+    """One prepared graph."""
+
+    def __init__(self, session: Any, failures: tuple[type[Exception], ...]) -> None:  # noqa: ANN401  # untyped package
+        self._session = session
+        self._failures = failures
+        self._signature = Signature(_shapes(session.get_inputs()), _shapes(session.get_outputs()))
+
+    @property
+    def signature(self) -> Signature:
+        """See `Session.signature`."""
+        return self._signature
+
+    def run(self, tensors: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """See `Session.run`."""
+        inputs = {name: tensors[name] for name in self._signature.inputs}
+        names = list(self._signature.outputs)
+        try:
+            return dict(zip(names, self._session.run(names, inputs), strict=True))
+        except self._failures as error:
+            raise BackendError("onnxruntime failed on a tile.") from error
+
+
+def _decline_telemetry() -> None:
+    """Keep onnxruntime 1.32 from sending reports and from writing a device identifier into the home folder.
+
+    It does both while it is imported, before its own switch can be called; only the environment is read early enough.
+    Who has set the variable has chosen, and keeps the choice. Remove when onnxruntime asks before it reports.
+    """
+    for variable in _TELEMETRY_OPT_OUTS:
+        os.environ.setdefault(variable, "1")
+
+
+def _shapes(nodes: list[Any]) -> dict[str, AnyShape]:
+    return {node.name: tuple(side if isinstance(side, int) else None for side in node.shape) for node in nodes}

@@ -1,0 +1,116 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from ucseg_runtime.arrays import Float32Array
+from ucseg_runtime.backends.graphs import AnyShape, Signature
+from ucseg_runtime.errors import BackendError, BackendUnavailableError
+from ucseg_runtime.manifest import Precision
+
+_TELEMETRY = "openvino_telemetry"
+
+
+class OpenVinoEngine:
+    """Loads OpenVINO; opening the engine compiles nothing.
+
+    Raises:
+        BackendUnavailableError: The package is installed but cannot be loaded.
+    """
+
+    def __init__(self) -> None:
+        try:
+            with _without_telemetry():
+                openvino = importlib.import_module("openvino")
+            # Untyped: the wheel carries no type information.
+            self._core: Any = openvino.Core()
+        except (ImportError, OSError, RuntimeError) as error:
+            raise BackendUnavailableError(
+                "openvino is installed but cannot be loaded.",
+                hint="Install it again: pip install --force-reinstall ucseg",
+            ) from error
+
+    @property
+    def version(self) -> str:
+        """Version of the installed package."""
+        return importlib.metadata.version("openvino")
+
+    def precisions(self) -> tuple[Precision, ...]:
+        """f32, and bf16 where the processor has it."""
+        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        return ("f32", "bf16") if "BF16" in capabilities else ("f32",)
+
+    def open_session(self, graph: bytes, precision: Precision, threads: int) -> OpenVinoSession:
+        """Compile a graph for single tiles.
+
+        Raises:
+            BackendError: The graph cannot be read or compiled.
+        """
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": str(threads),
+        }
+        try:
+            model = self._core.read_model(graph)
+            signature = Signature(_shapes(model.inputs), _shapes(model.outputs))
+            model.reshape({name: _one_tile(shape) for name, shape in signature.inputs.items()})
+            return OpenVinoSession(self._core.compile_model(model, "CPU", settings).create_infer_request(), signature)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise BackendError("openvino cannot compile a graph of the model.") from error
+
+
+class OpenVinoSession:
+    """One compiled graph with its own buffers."""
+
+    def __init__(self, request: Any, signature: Signature) -> None:  # noqa: ANN401  # untyped package
+        self._request = request
+        self._signature = signature
+
+    @property
+    def signature(self) -> Signature:
+        """See `Session.signature`."""
+        return self._signature
+
+    def run(self, tensors: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+        """See `Session.run`. The results are views of the engine's buffers, which the next call overwrites."""
+        inputs = {name: tensors[name] for name in self._signature.inputs}
+        try:
+            results = self._request.infer(inputs, share_inputs=True, share_outputs=True)
+            return {name: results[name] for name in self._signature.outputs}
+        except RuntimeError as error:
+            raise BackendError("openvino failed on a tile.") from error
+
+
+def _one_tile(shape: AnyShape) -> list[int]:
+    return [1, *(-1 if side is None else side for side in shape[1:])]
+
+
+def _shapes(ports: list[Any]) -> dict[str, AnyShape]:
+    return {
+        port.get_any_name(): tuple(None if side.is_dynamic else side.get_length() for side in port.partial_shape)
+        for port in ports
+    }
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Make ``import openvino`` silent: openvino 2026.4 reports every import to a web service and marks the home folder.
+
+    While the block runs, the telemetry package cannot be imported, and OpenVINO then takes the stand-in that it carries
+    for this case. Remove when importing openvino no longer sends anything.
+    """
+    if _TELEMETRY in sys.modules:  # somebody else has chosen it; that is not ours to undo
+        yield
+        return
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # documented way to forbid an import
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]

@@ -1,0 +1,238 @@
+"""`manifest.json`: everything that the model fixes, as a frozen schema.
+
+Nothing else configures numerics. A field that is not in the schema is an error, so a misspelt one cannot be ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ucseg_runtime.errors import ManifestError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+STAGES = ("subnet_a", "subnet_b", "upg", "decode")
+MERGED = "merged"
+
+Precision = Literal["f32", "bf16"]
+Shape3 = tuple[int, int, int]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Code(_Frozen):
+    """A coded concept: value, coding scheme designator (``SCT`` = SNOMED CT) and meaning."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+class SegmentClass(_Frozen):
+    """One foreground class.
+
+    Attributes:
+        label: Value in the label map, 1 … 255; also the channel of the network's output.
+        name: Short English name, lower case.
+        category: Segmented property category, for instance anatomical structure.
+        type: Segmented property type, the organ.
+        modifier: Laterality or other modifier of the type.
+        colour_rgb: Display colour, 0 … 255 each.
+    """
+
+    label: Annotated[int, Field(ge=1, le=255)]
+    name: str
+    category: Code
+    type: Code
+    modifier: Code | None = None
+    colour_rgb: tuple[int, int, int]
+
+
+class PiecewiseLinear(_Frozen):
+    """Network input = linear interpolation between knots; constant outside them.
+
+    Attributes:
+        knots: Pairs (modality units, network input), strictly ascending in the first.
+    """
+
+    kind: Literal["piecewise_linear"] = "piecewise_linear"
+    knots: tuple[tuple[float, float], ...]
+
+    @field_validator("knots")
+    @classmethod
+    def _ascending(cls, knots: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        if len(knots) < 2 or any(left[0] >= right[0] for left, right in zip(knots, knots[1:], strict=False)):
+            raise ValueError("knots need at least two pairs, strictly ascending in modality units")
+        return knots
+
+
+class ZScore(_Frozen):
+    """Network input = (voxel − mean) / standard deviation over all voxels, or over the non-zero ones."""
+
+    kind: Literal["z_score"] = "z_score"
+    over: Literal["all", "nonzero"] = "all"
+
+
+IntensityRule = Annotated[PiecewiseLinear | ZScore, Field(discriminator="kind")]
+
+
+class Preprocessing(_Frozen):
+    """Source grid to model grid.
+
+    Attributes:
+        spacing_mm: Voxel spacing of the model grid along (z, y, x).
+        orientation: Anatomical direction in which the indices x, y, z of the model grid grow. Oblique series are
+            turned to the nearest such axes by flips and permutations only, never rotated.
+        intensity: From modality units to the network's input.
+        padding_value: Modality value of the space outside the volume, −1000 HU (air) for CT.
+    """
+
+    spacing_mm: tuple[float, float, float]
+    orientation: Literal["LPS"] = "LPS"
+    intensity: IntensityRule
+    padding_value: float
+
+
+class Tiling(_Frozen):
+    """How a volume is cut into tiles.
+
+    Attributes:
+        tile_shape: Voxels along (z, y, x); fixed by the weights, never interpolated.
+        axis_order: ``zyx`` for models of this project, ``xyz`` for imported upstream ones.
+        overlap: Least shared fraction of neighbouring tiles along each axis, in [0, 1).
+        weighting: Weight of a tile's voxels in the average: ``uniform``, or ``gaussian`` with sigma = side / 8.
+    """
+
+    tile_shape: Shape3
+    axis_order: Literal["zyx", "xyz"] = "zyx"
+    overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+    weighting: Literal["uniform", "gaussian"] = "gaussian"
+
+
+class Postprocessing(_Frozen):
+    """Clean-up of the label map on the source grid.
+
+    Attributes:
+        largest_component: Labels of which only the largest 26-connected component is kept.
+        smallest_component_ml: Components smaller than this volume are removed, per label.
+    """
+
+    largest_component: tuple[int, ...] = ()
+    smallest_component_ml: dict[int, float] = Field(default_factory=dict)
+
+
+class Artifact(_Frozen):
+    """One file of the model folder."""
+
+    file: str
+    size: int
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @field_validator("file")
+    @classmethod
+    def _plain_name(cls, file: str) -> str:
+        if Path(file).name != file or file in {"", ".", ".."}:
+            raise ValueError("an artifact is a plain file name inside the model folder")
+        return file
+
+
+class ParityRow(_Frozen):
+    """One line of the proof that a graph computes what torch computes."""
+
+    graph: str
+    inputs: str
+    reference: str
+    max_abs_difference: float
+    tolerance: float
+
+
+class Quality(_Frozen):
+    """Measured agreement of one class on one data set; the words say with what it agrees."""
+
+    data_set: str
+    segment: str
+    output: str
+    dice: float
+
+
+class ModelSpec(_Frozen):
+    """What a model is, apart from its files. See each part's own docstring for units and ranges."""
+
+    name: str
+    version: str
+    licence: str
+    intended_use: str
+    modality: str
+    dim: Literal[2, 3]
+    channels: Annotated[int, Field(ge=1)]
+    classes: tuple[SegmentClass, ...]
+    activation: Literal["sigmoid", "softmax"]
+    fusion: Literal["upg"]
+    default_precision: Precision
+    preprocessing: Preprocessing
+    tiling: Tiling
+    postprocessing: Postprocessing
+    provenance: dict[str, str]
+    quality: tuple[Quality, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Channels of the logits, background included."""
+        return len(self.classes) + 1
+
+    @property
+    def probability_channels(self) -> int:
+        """Channels of the probabilities: 1 (foreground) for a binary sigmoid model, else one per class."""
+        return 1 if self.activation == "sigmoid" else self.num_classes
+
+    @model_validator(mode="after")
+    def _consistent_classes(self) -> ModelSpec:
+        if [item.label for item in self.classes] != list(range(1, len(self.classes) + 1)):
+            raise ValueError("class labels must be 1, 2, 3 … in order")
+        if self.activation == "sigmoid" and len(self.classes) != 1:
+            raise ValueError("a sigmoid model has exactly one foreground class")
+        return self
+
+
+class Manifest(ModelSpec):
+    """The whole of `manifest.json`: the model, its files, and the proof that they compute it."""
+
+    schema_version: Literal[1]
+    parity: tuple[ParityRow, ...] = ()
+    artifacts: dict[str, Artifact]
+
+    @model_validator(mode="after")
+    def _every_graph(self) -> Manifest:
+        missing = {*STAGES, MERGED} - set(self.artifacts)
+        if missing:
+            raise ValueError(f"no artifact for {', '.join(sorted(missing))}")
+        return self
+
+
+def manifest_from_json(text: str) -> Manifest:
+    """Parse and check a manifest.
+
+    Raises:
+        ManifestError: The text is not JSON, has another schema version, or breaks the schema; every breach is named.
+    """
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{MANIFEST_NAME} is not JSON: line {error.lineno}: {error.msg}") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{MANIFEST_NAME} has schema version {version!r}; this ucseg reads version {SCHEMA_VERSION}.",
+            hint="Export the model again, or install the ucseg version that wrote it.",
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        breaches = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'manifest'}: {e['msg']}" for e in error.errors())
+        raise ManifestError(f"{MANIFEST_NAME} breaks the schema: {breaches}.") from error

@@ -1,0 +1,89 @@
+"""What segmenting one volume yields, on the source grid, and what is measured from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ucseg_runtime.arrays import Float32Array, UInt8Array
+from ucseg_runtime.geometry import VolumeGeometry
+from ucseg_runtime.manifest import SegmentClass
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What computed a result; part of the identity of every output.
+
+    Attributes:
+        name: ``openvino``, ``onnxruntime`` …
+        version: Version of the engine's package.
+        precision: Arithmetic that was really used, ``f32`` or ``bf16``.
+        device: Kind of processor, for instance ``CPU``.
+    """
+
+    name: str
+    version: str
+    precision: str
+    device: str
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Labels and uncertainty of one volume on its source grid.
+
+    Attributes:
+        label_map: uint8, shape (z, y, x); 0 is background, others as in `classes`.
+        uncertainty: float32, shape (z, y, x), in [0, 1]; 1 = no evidence. Not calibrated.
+        probabilities: uint8, shape (foreground classes, z, y, x), probability × 255 in the order of `classes`; None
+            unless asked for.
+        geometry: Source grid.
+        classes: Foreground classes of the model.
+        engine: What computed it.
+    """
+
+    label_map: UInt8Array
+    uncertainty: Float32Array
+    probabilities: UInt8Array | None
+    geometry: VolumeGeometry
+    classes: tuple[SegmentClass, ...]
+    engine: EngineInfo
+
+
+@dataclass(frozen=True)
+class SegmentMeasurement:
+    """Figures of one segment.
+
+    Attributes:
+        label: Value in the label map.
+        name: Name of the class.
+        voxels: Number of voxels.
+        volume_ml: Volume in ml.
+        mean_uncertainty: Mean uncertainty over the segment, in [0, 1]; NaN for an empty segment.
+    """
+
+    label: int
+    name: str
+    voxels: int
+    volume_ml: float
+    mean_uncertainty: float
+
+
+def measure(segmentation: Segmentation) -> tuple[SegmentMeasurement, ...]:
+    """Volume and mean uncertainty of every class, in the order of the labels, empty ones included."""
+    labels = segmentation.label_map.ravel()
+    bins = len(segmentation.classes) + 1
+    voxels = np.bincount(labels, minlength=bins)
+    uncertainty = np.bincount(labels, weights=segmentation.uncertainty.ravel(), minlength=bins)
+    return tuple(
+        SegmentMeasurement(
+            label=item.label,
+            name=item.name,
+            voxels=int(voxels[item.label]),
+            volume_ml=float(voxels[item.label]) * segmentation.geometry.voxel_volume_ml,
+            mean_uncertainty=float(uncertainty[item.label] / voxels[item.label])
+            if voxels[item.label]
+            else float("nan"),
+        )
+        for item in segmentation.classes
+    )
