@@ -1,0 +1,503 @@
+"""Every class of bad input as a folder that can be made, with the error that it must give.
+
+Each entry damages a `CtPhantom` in one way. `BAD_INPUTS` is meant for `pytest.mark.parametrize`, with `ids` from
+`BadInput.name`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom import uid
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import encapsulate, generate_fragments
+
+from tests.phantoms import CtPhantom, derived_uid, edit_file, write_ct_series
+from ucseg_runtime.errors import (
+    GeometryError,
+    InputError,
+    NotDicomError,
+    PixelDataError,
+    SeriesSelectionError,
+    SpacingError,
+)
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """One way in which an input can be unusable.
+
+    Attributes:
+        name: Condition, in words joined by underscores.
+        write: Makes the input in a folder that exists.
+        error: Exact class of the error.
+        code: Its stable identifier.
+        mentions: Texts that the message must contain.
+    """
+
+    name: str
+    write: Callable[[Path], object]
+    error: type[InputError]
+    code: str
+    mentions: tuple[str, ...] = ()
+
+
+def series_with(change: Callable[[FileDataset], object], *indices: int, phantom: CtPhantom | None = None):
+    """A writer of the default series in which `change` is made to the given slices, or to all of them."""
+
+    def write(folder: Path) -> None:
+        def edit(index: int, dataset: FileDataset) -> None:
+            if not indices or index in indices:
+                change(dataset)
+
+        write_ct_series(folder, phantom, edit=edit)
+
+    return write
+
+
+def setting(**values: object) -> Callable[[FileDataset], None]:
+    """A change that sets attributes by keyword; None deletes."""
+
+    def change(dataset: FileDataset) -> None:
+        for keyword, value in values.items():
+            if value is None:
+                del dataset[keyword]
+            else:
+                setattr(dataset, keyword, value)
+
+    return change
+
+
+def moved(along_mm: float = 0.0, sideways_mm: float = 0.0) -> Callable[[FileDataset], None]:
+    """A change that shifts an axial slice along the normal and along its columns."""
+
+    def change(dataset: FileDataset) -> None:
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y + sideways_mm, z + along_mm]
+
+    return change
+
+
+def files_with_bytes(content: bytes, name: str = "canaryfile.dcm") -> Callable[[Path], object]:
+    """A writer of one file with this content."""
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def every_file(change: Callable[[bytes], bytes], phantom: CtPhantom | None = None) -> Callable[[Path], None]:
+    """A writer of the default series whose files are changed byte-wise."""
+
+    def write(folder: Path) -> None:
+        for path in write_ct_series(folder, phantom):
+            path.write_bytes(change(path.read_bytes()))
+
+    return write
+
+
+def one_file(change: Callable[[bytes], bytes], phantom: CtPhantom | None = None) -> Callable[[Path], None]:
+    """Like `every_file`, for the fourth file alone."""
+
+    def write(folder: Path) -> None:
+        path = write_ct_series(folder, phantom)[3]
+        path.write_bytes(change(path.read_bytes()))
+
+    return write
+
+
+def dataset_offset(content: bytes) -> int:
+    """Start of the data set, from the group length of the file meta information."""
+    return 144 + int(struct.unpack_from("<L", content, 140)[0])
+
+
+def _relabelled(content: bytes, syntax: bytes) -> bytes:
+    """Name another transfer syntax in the file meta information, without touching the data set."""
+    start = dataset_offset(content)
+    meta, body = content[:start], content[start:]
+    place = meta.index(b"\x02\x00\x10\x00UI")
+    length = struct.unpack_from("<H", meta, place + 6)[0]
+    value = syntax + b"\0" * (len(syntax) % 2)
+    meta = meta[: place + 6] + struct.pack("<H", len(value)) + value + meta[place + 8 + length :]
+    return meta[:140] + struct.pack("<L", len(meta) - 144) + meta[144:] + body
+
+
+def _without_transfer_syntax(content: bytes) -> bytes:
+    return content.replace(b"\x02\x00\x10\x00UI", b"\x02\x00\x11\x00UI", 1)
+
+
+def _pipe(folder: Path) -> None:
+    os.mkfifo(folder / "canaryfile.dcm")
+
+
+def _socket(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as endpoint:
+        endpoint.bind(os.path.relpath(folder / "s.dcm"))
+
+
+def _link_to(target: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "canaryfile.dcm").symlink_to(target)
+
+
+def _empty_folder_named_like_a_file(folder: Path) -> None:
+    (folder / "canaryfile.dcm").mkdir()
+
+
+def _zip(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "canaryfile.dcm", "w") as archive:
+        archive.writestr("a", "b")
+
+
+def _nested_files(folder: Path) -> None:
+    """400 sequences in each other, written as bytes because writing them recursively fails as well."""
+    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    opening = b"\x08\x00\x12\x21SQ\0\0\xff\xff\xff\xff" + item
+    closing = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+
+    def change(content: bytes) -> bytes:
+        start = dataset_offset(content)
+        return content[:start] + opening * 400 + closing * 400 + content[start:]
+
+    every_file(change)(folder)
+
+
+def _big_endian(folder: Path) -> None:
+    for path in write_ct_series(folder):
+        dataset = pydicom.dcmread(path)
+        swapped = Dataset()  # a dataset without a past, because pydicom does not turn one encoding into the other
+        swapped.update(dataset)
+        swapped.file_meta, swapped.preamble = dataset.file_meta, dataset.preamble
+        swapped.file_meta.TransferSyntaxUID = uid.ExplicitVRBigEndian
+        swapped.save_as(path, enforce_file_format=True)
+
+
+def _mixed_patients(dataset: FileDataset) -> None:
+    dataset.PatientID, dataset.PatientName = "CANARY-OTHER", "Canaryother^Phantom"
+
+
+def _sagittal(dataset: FileDataset) -> None:
+    dataset.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+
+
+def _same_identifier_other_pixels(dataset: FileDataset) -> None:
+    dataset.SOPInstanceUID = CtPhantom().sop_uid(3)
+
+
+def _copy_at_same_position(folder: Path) -> None:
+    paths = write_ct_series(folder)
+    copy = folder / "canaryfile_copy.dcm"
+    copy.write_bytes(paths[4].read_bytes())
+    edit_file(copy, setting(SOPInstanceUID=derived_uid("copy"), InstanceNumber=77, AcquisitionNumber=2))
+
+
+def _tilted(degrees: float) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        step = CtPhantom().spacing_mm[0] * float(np.tan(np.radians(degrees)))
+        write_ct_series(folder, edit=lambda index, dataset: moved(sideways_mm=index * step)(dataset))
+
+    return write
+
+
+def _half_shifted(along_mm: float) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        write_ct_series(folder, edit=lambda index, dataset: moved(along_mm * (index >= 5))(dataset))
+
+    return write
+
+
+def _omitting(*indices: int) -> Callable[[Path], object]:
+    return lambda folder: write_ct_series(folder, omit=indices)
+
+
+def _colour(dataset: FileDataset) -> None:
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+
+
+def _report(dataset: FileDataset) -> None:
+    dataset.Modality, dataset.SOPClassUID = "SR", uid.ComprehensiveSRStorage
+    for keyword in ("PixelData", "Rows", "Columns"):
+        del dataset[keyword]
+
+
+def _enhanced(dataset: FileDataset) -> None:
+    dataset.SOPClassUID, dataset.NumberOfFrames = uid.EnhancedCTImageStorage, 12
+
+
+def _hounsfield(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[FileDataset], None]:
+    def apply(dataset: FileDataset) -> None:
+        stored = np.frombuffer(dataset.PixelData, dtype=np.uint16)
+        dataset.PixelData = change(stored).astype(np.uint16).tobytes()
+
+    return apply
+
+
+def _fragments(*fragments: bytes) -> Callable[[FileDataset], None]:
+    def change(dataset: FileDataset) -> None:
+        dataset.PixelData = encapsulate(list(fragments), has_bot=False) if fragments else encapsulate([b"\0\0"])[:8]
+
+    return change
+
+
+def _last_fragment_halved(dataset: FileDataset) -> None:
+    codestream = b"".join(list(generate_fragments(dataset.PixelData))[1:])
+    dataset.PixelData = encapsulate([codestream[: len(codestream) // 4 * 2]], has_bot=False)
+
+
+def _directory_record(folder: Path) -> None:
+    path = write_ct_series(folder, omit=range(1, 10))[0]
+    path.write_bytes(path.read_bytes().replace(uid.CTImageStorage.encode(), b"1.2.840.10008.1.3.10\0\0\0\0\0", 1))
+
+
+RLE = CtPhantom(transfer_syntax=uid.RLELossless)
+J2K = CtPhantom(transfer_syntax=uid.JPEG2000Lossless)
+MPEG2 = uid.MPEG2MPML
+_NATIVE_BYTES = 40 * 48 * 2
+
+_NOT_DICOM = (
+    BadInput("empty_folder", lambda folder: None, NotDicomError, "UCSEG-E101", ("no files",)),
+    BadInput("empty_file", files_with_bytes(b""), NotDicomError, "UCSEG-E101", ("DICM",)),
+    BadInput("text_file", files_with_bytes(b"canary text " * 50), NotDicomError, "UCSEG-E101", ("DICM",)),
+    BadInput("zeros", files_with_bytes(b"\0" * 132), NotDicomError, "UCSEG-E101", ("DICM",)),
+    BadInput("jpeg_file", files_with_bytes(b"\xff\xd8\xff\xe0" + b"x" * 300), NotDicomError, "UCSEG-E101", ("DICM",)),
+    BadInput("zip_named_dcm", _zip, NotDicomError, "UCSEG-E101", ("DICM",)),
+    BadInput("folder_named_dcm", _empty_folder_named_like_a_file, NotDicomError, "UCSEG-E101", ("no files",)),
+    BadInput("pipe", _pipe, InputError, "UCSEG-E102", ("a pipe",)),
+    BadInput("socket", _socket, InputError, "UCSEG-E102", ("a socket",)),
+    BadInput("dangling_link", _link_to("canary-nowhere"), InputError, "UCSEG-E102", ("a link",)),
+    BadInput("looping_link", _link_to("canaryfile.dcm"), InputError, "UCSEG-E102", ("a link",)),
+    BadInput("link_to_device", _link_to("/dev/zero"), InputError, "UCSEG-E102", ("a link",)),
+)
+
+_UNREADABLE_FILES = (
+    BadInput("header_only_prefix", every_file(lambda b: b[:132]), InputError, "UCSEG-E103", ("transfer syntax",)),
+    BadInput("header_cut_in_value", every_file(lambda b: b[: dataset_offset(b) + 45]), InputError, "UCSEG-E103"),
+    BadInput(
+        "no_transfer_syntax", every_file(_without_transfer_syntax), InputError, "UCSEG-E103", ("transfer syntax",)
+    ),
+    BadInput("meta_garbage", every_file(lambda b: b[:132] + b"\xa5" * 400), InputError, "UCSEG-E103"),
+    BadInput(
+        "deflated",
+        series_with(lambda d: setattr(d.file_meta, "TransferSyntaxUID", uid.DeflatedExplicitVRLittleEndian)),
+        PixelDataError,
+        "UCSEG-E105",
+        ("Deflated Explicit VR Little Endian", "1.2.840.10008.1.2.1.99"),
+    ),
+    BadInput(
+        "explicit_labelled_implicit",
+        every_file(lambda b: _relabelled(b, b"1.2.840.10008.1.2")),
+        PixelDataError,
+        "UCSEG-E105",
+        ("not encoded in the transfer syntax",),
+    ),
+    BadInput(
+        "implicit_labelled_explicit",
+        every_file(
+            lambda b: _relabelled(b, b"1.2.840.10008.1.2.1"), CtPhantom(transfer_syntax=uid.ImplicitVRLittleEndian)
+        ),
+        PixelDataError,
+        "UCSEG-E105",
+        ("not encoded in the transfer syntax",),
+    ),
+    BadInput("transfer_syntax_is_text", every_file(lambda b: _relabelled(b, b"canary")), PixelDataError, "UCSEG-E105"),
+    BadInput("sequences_400_deep", _nested_files, InputError, "UCSEG-E108", ("RecursionError",)),
+    BadInput("directory_record", _directory_record, InputError, "UCSEG-E121", ("DICOMDIR",)),
+)
+
+_BAD_PIXELS = (
+    BadInput(
+        "big_endian",
+        _big_endian,
+        PixelDataError,
+        "UCSEG-E105",
+        ("Explicit VR Big Endian", "1.2.840.10008.1.2.2"),
+    ),
+    BadInput(
+        "video",
+        every_file(lambda b: _relabelled(b, MPEG2.encode())),
+        PixelDataError,
+        "UCSEG-E105",
+        ("MPEG2", MPEG2),
+    ),
+    BadInput(
+        "pixels_cut_off",
+        one_file(lambda b: b[:-100]),
+        PixelDataError,
+        "UCSEG-E104",
+        ("file 4 of 10 (instance 4)", f"after {_NATIVE_BYTES - 100} of {_NATIVE_BYTES} bytes"),
+    ),
+    BadInput(
+        "pixels_declared_short",
+        series_with(lambda d: setattr(d, "PixelData", d.PixelData[:-200]), 3),
+        PixelDataError,
+        "UCSEG-E104",
+        (f"{_NATIVE_BYTES - 200} bytes", f"expected {_NATIVE_BYTES}"),
+    ),
+    BadInput(
+        "pixels_of_two_frames",
+        series_with(lambda d: setattr(d, "PixelData", d.PixelData * 2), 3),
+        PixelDataError,
+        "UCSEG-E104",
+        (f"{2 * _NATIVE_BYTES} bytes",),
+    ),
+    BadInput(
+        "no_pixels", series_with(setting(PixelData=None), 3), PixelDataError, "UCSEG-E104", ("without pixel data",)
+    ),
+    BadInput("j2k_file_cut_off", one_file(lambda b: b[:-500], J2K), PixelDataError, "UCSEG-E104", ("cut off",)),
+    BadInput("j2k_no_frame", series_with(_fragments(), 3, phantom=J2K), PixelDataError, "UCSEG-E104", ("item",)),
+    BadInput(
+        "j2k_codestream_halved",
+        series_with(_last_fragment_halved, 3, phantom=J2K),
+        PixelDataError,
+        "UCSEG-E104",
+        ("no end marker",),
+    ),
+    BadInput(
+        "j2k_garbage",
+        series_with(_fragments(b"\x55" * 500 + b"\xff\xd9"), 3, phantom=J2K),
+        PixelDataError,
+        "UCSEG-E104",
+        ("file 4 of 10", "JPEG 2000"),
+    ),
+    BadInput(
+        "rle_two_frames",
+        series_with(_fragments(b"\1\0" * 40, b"\1\0" * 40), 3, phantom=RLE),
+        PixelDataError,
+        "UCSEG-E104",
+        ("2 frames",),
+    ),
+    BadInput(
+        "rle_garbage",
+        series_with(_fragments(b"\2\0\0\0\x40\0\0\0\x41\0\0\0" + b"\x7f" * 90), 3, phantom=RLE),
+        PixelDataError,
+        "UCSEG-E104",
+        ("RLE Lossless",),
+    ),
+    BadInput("rows_zero", series_with(setting(Rows=0)), GeometryError, "UCSEG-E107", ("0 rows",)),
+    BadInput("frame_bomb", series_with(setting(Rows=65535, Columns=65535)), PixelDataError, "UCSEG-E107", ("at most",)),
+    BadInput("bits_allocated_12", series_with(setting(BitsAllocated=12)), PixelDataError, "UCSEG-E107", ("12",)),
+    BadInput("bits_stored_17", series_with(setting(BitsStored=17), 3), PixelDataError, "UCSEG-E107", ("17",)),
+    BadInput("high_bit_11", series_with(setting(HighBit=11), 3), PixelDataError, "UCSEG-E107", ("High Bit 11",)),
+    BadInput("rescale_slope_zero", series_with(setting(RescaleSlope="0"), 3), PixelDataError, "UCSEG-E107", ("Slope",)),
+    BadInput("rescale_lost_half", series_with(setting(RescaleSlope=None), 3), PixelDataError, "UCSEG-E107", ("Slope",)),
+)
+
+_BAD_GEOMETRY = (
+    BadInput("mixed_patients", series_with(_mixed_patients, 4, 5), SeriesSelectionError, "UCSEG-E110", ("patient",)),
+    BadInput("one_slice_sagittal", series_with(_sagittal, 4), GeometryError, "UCSEG-E111", ("90.0 degrees",)),
+    BadInput(
+        "only_localizers",
+        series_with(setting(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
+        GeometryError,
+        "UCSEG-E111",
+        ("localizer",),
+    ),
+    BadInput(
+        "same_identifier_other_content",
+        series_with(_same_identifier_other_pixels, 4),
+        SpacingError,
+        "UCSEG-E112",
+        ("file 4 of 10", "file 5 of 10"),
+    ),
+    BadInput(
+        "copy_at_same_position",
+        _copy_at_same_position,
+        SpacingError,
+        "UCSEG-E113",
+        ("acquisition numbers: 1 (10 files), 2 (1 files)",),
+    ),
+    BadInput(
+        "one_slice_missing",
+        _omitting(4),
+        SpacingError,
+        "UCSEG-E114",
+        ("file 4 of 9 (instance 4)", "file 5 of 9 (instance 6)", "5.00 mm", "2.50 mm", "1 slice seems"),
+    ),
+    BadInput("two_slices_missing", _omitting(4, 5), SpacingError, "UCSEG-E114", ("7.50 mm", "2 slices seem")),
+    BadInput("two_gaps", _omitting(2, 6), SpacingError, "UCSEG-E114", ("5.00 mm", "1 more")),
+    BadInput("one_slice_off_by_0.5_mm", series_with(moved(0.5), 4), SpacingError, "UCSEG-E116", ("0.50 mm",)),
+    BadInput("gap_of_half_a_step", _half_shifted(1.25), SpacingError, "UCSEG-E116", ("3.75 mm",)),
+    BadInput("gantry_tilt_10_degrees", _tilted(10.0), GeometryError, "UCSEG-E117", ("10.0 degrees",)),
+    BadInput("gantry_tilt_1_degree", _tilted(1.0), GeometryError, "UCSEG-E117", ("1.0 degrees",)),
+    BadInput(
+        "no_position", series_with(setting(ImagePositionPatient=None), 3), GeometryError, "UCSEG-E118", ("file 4",)
+    ),
+    BadInput("no_orientation", series_with(setting(ImageOrientationPatient=None)), GeometryError, "UCSEG-E118"),
+    BadInput("no_pixel_spacing", series_with(setting(PixelSpacing=None)), GeometryError, "UCSEG-E118"),
+    BadInput("zero_pixel_spacing", series_with(setting(PixelSpacing=[0, 1])), GeometryError, "UCSEG-E118", ("0.0",)),
+    BadInput(
+        "position_of_two_numbers", series_with(setting(ImagePositionPatient=[1, 2]), 3), GeometryError, "UCSEG-E118"
+    ),
+    BadInput(
+        "position_not_a_number",
+        one_file(lambda b: b.replace(b"-23.5\\-110\\", b"nan  \\-110\\", 1)),
+        GeometryError,
+        "UCSEG-E118",
+        ("not finite",),
+    ),
+    BadInput(
+        "cosines_not_perpendicular",
+        series_with(setting(ImageOrientationPatient=[1, 0, 0, 0.1, 0.995, 0])),
+        GeometryError,
+        "UCSEG-E118",
+        ("0.1000",),
+    ),
+    BadInput("rows_differ", series_with(setting(Rows=39), 5), GeometryError, "UCSEG-E119", ("39 × 48", "40 × 48")),
+    BadInput(
+        "spacing_differs", series_with(setting(PixelSpacing=[1.25, 1.1]), 5), GeometryError, "UCSEG-E119", ("1.1",)
+    ),
+    BadInput(
+        "photometric_differs",
+        series_with(setting(PhotometricInterpretation="MONOCHROME1"), 5),
+        GeometryError,
+        "UCSEG-E119",
+        ("MONOCHROME1",),
+    ),
+    BadInput("sign_differs", series_with(setting(PixelRepresentation=1), 5), GeometryError, "UCSEG-E119"),
+)
+
+_WRONG_KIND = (
+    BadInput(
+        "wrong_modality",
+        lambda folder: write_ct_series(folder, replace(CtPhantom(), modality="MR")),
+        SeriesSelectionError,
+        "UCSEG-E121",
+        ("MR", "CT"),
+    ),
+    BadInput("colour", series_with(_colour), SeriesSelectionError, "UCSEG-E121", ("RGB",)),
+    BadInput(
+        "secondary_capture",
+        series_with(setting(SOPClassUID=uid.SecondaryCaptureImageStorage)),
+        SeriesSelectionError,
+        "UCSEG-E121",
+        ("Secondary Capture",),
+    ),
+    BadInput("structured_report", series_with(_report), SeriesSelectionError, "UCSEG-E121", ("SR",)),
+    BadInput("enhanced_multi_frame", series_with(_enhanced), SeriesSelectionError, "UCSEG-E121", ("multi-frame", "12")),
+    BadInput("one_slice", _omitting(*range(1, 10)), GeometryError, "UCSEG-E121", ("at least 2",)),
+)
+
+_BAD_INTENSITIES = (
+    BadInput("constant", series_with(_hounsfield(lambda v: v * 0)), PixelDataError, "UCSEG-E122", ("same value",)),
+    BadInput(
+        "no_negative_value",
+        series_with(setting(RescaleIntercept="0")),
+        PixelDataError,
+        "UCSEG-E122",
+        ("negative",),
+    ),
+    BadInput(
+        "everything_padding",
+        series_with(setting(RescaleIntercept="-9000")),
+        PixelDataError,
+        "UCSEG-E122",
+        ("-1024",),
+    ),
+    BadInput("higher_than_metal", series_with(setting(RescaleSlope="20")), PixelDataError, "UCSEG-E122", ("4000 HU",)),
+)
+
+BAD_INPUTS = (*_NOT_DICOM, *_UNREADABLE_FILES, *_BAD_PIXELS, *_BAD_GEOMETRY, *_WRONG_KIND, *_BAD_INTENSITIES)

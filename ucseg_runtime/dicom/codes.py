@@ -1,0 +1,73 @@
+"""Coded concepts: those of the manifest, those of the standard, and the one that no public scheme has."""
+
+from __future__ import annotations
+
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sr import CodedConcept
+from pydicom.sr.coding import Code as DicomCode
+
+from ucseg_runtime.manifest import Code, SegmentClass
+
+PRIVATE_SCHEME = "99UCSEG"
+
+EVIDENTIAL_UNCERTAINTY = DicomCode("uncertainty", PRIVATE_SCHEME, "Evidential uncertainty")
+"""K / Σ(evidence + 1) in (0, 1]. Private: the quantities of DICOM CID 7180 and the measurements of CID 7469 know ADC,
+saliency, entropy and others, but no uncertainty of a classifier."""
+
+VOLUME = DicomCode("118565006", "SCT", "Volume")
+MEAN = DicomCode("373098007", "SCT", "Mean")
+PRESENCE = DicomCode("121052", "DCM", "Presence of property")
+PRESENT = DicomCode("52101004", "SCT", "Present")
+ABSENT = DicomCode("272519000", "SCT", "Absent")
+MILLILITRE = DicomCode("ml", "UCUM", "milliliter")
+NO_UNITS = DicomCode("1", "UCUM", "no units")
+ARTIFICIAL_INTELLIGENCE = DicomCode("123110", "DCM", "Artificial Intelligence")
+DEVICE = DicomCode("121007", "DCM", "Device")
+ACQUISITION_EQUIPMENT = DicomCode("109101", "DCM", "Acquisition Equipment")
+
+LATERALITIES = frozenset({"7771000", "24028007", "51440002", "66459002"})
+"""SNOMED CT: left, right, right and left, unilateral. Source: DICOM CID 244."""
+
+_IMAGING_PROCEDURE = DicomCode("363679005", "SCT", "Imaging procedure")
+_LONGEST_LO = 64
+
+
+def concept(code: Code) -> CodedConcept:
+    """A code of the manifest as DICOM writes it."""
+    return CodedConcept(code.value, code.scheme, code.meaning)
+
+
+def laterality(item: SegmentClass) -> CodedConcept | None:
+    """The side of a class whose modifier is one; None for all others."""
+    modifier = item.modifier
+    if modifier is None or modifier.scheme != "SCT" or modifier.value not in LATERALITIES:
+        return None
+    return concept(modifier)
+
+
+def procedure_reported(modality: str) -> DicomCode:
+    """The procedure that a report on images of this modality names; body region unspecified.
+
+    Source: DICOM CID 100.
+    """
+    procedures = {
+        "CT": DicomCode("25045-6", "LN", "CT unspecified body region"),
+        "MR": DicomCode("25056-3", "LN", "MRI unspecified body region"),
+        "PT": DicomCode("44136-0", "LN", "PET unspecified body region"),
+    }
+    return procedures.get(modality, _IMAGING_PROCEDURE)
+
+
+def private_scheme() -> CodingSchemeIdentificationItem:
+    """What ``99UCSEG`` is, for objects that use it."""
+    return CodingSchemeIdentificationItem(
+        designator=PRIVATE_SCHEME,
+        name="ucseg private codes",
+        responsible_organization="ucseg",
+    )
+
+
+def long_string(text: str) -> str:
+    """Text as the value representation LO can hold it in every character set: ASCII, one line, 64 characters."""
+    plain = text.encode("ascii", "replace").decode().replace("\\", "/")
+    return " ".join(plain.split())[:_LONGEST_LO]

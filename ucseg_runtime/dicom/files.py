@@ -1,0 +1,133 @@
+"""Finding and opening files without trusting what lies in a folder.
+
+Only regular files are ever opened: a pipe would block for ever, a device may do anything, a link may lead out of the
+folder. Paths stay inside the program; people see the ordinal of a file in the scan.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+
+from ucseg_runtime.errors import InputError
+
+_UNREADABLE_INPUT = "UCSEG-E102"
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """One entry of the input that is not a folder.
+
+    Attributes:
+        path: Where it lies; never shown.
+        ordinal: Place in the scan, from 1, in the order of the sorted paths.
+        total: Number of entries in the scan.
+        size: Bytes.
+        modified_ns: Time of the last change, to notice a file that changes between scan and reading.
+        refusal: Why it must not be opened; empty when it may.
+    """
+
+    path: Path = field(repr=False)
+    ordinal: int
+    total: int
+    size: int
+    modified_ns: int
+    refusal: str = ""
+
+
+def find_files(root: Path, max_file_bytes: int) -> tuple[FoundFile, ...]:
+    """Every entry below `root`, or `root` itself when it is a file, sorted by path.
+
+    Args:
+        root: Folder or file. The root itself may be a link, because the caller chose it; links below are refused.
+        max_file_bytes: Larger files are refused.
+
+    Raises:
+        InputError: The root does not exist or cannot be looked at.
+    """
+    try:
+        resolved = root.resolve(strict=True)
+        top = os.lstat(resolved)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"the input cannot be read ({_kind_of_failure(error)}).",
+            hint="Check the path and your right to read it.",
+            code=_UNREADABLE_INPUT,
+        ) from error
+    entries = list(_walk(resolved)) if stat.S_ISDIR(top.st_mode) else [(resolved, _entry_status(resolved))]
+    return tuple(
+        _found(path, ordinal, len(entries), status, max_file_bytes)
+        for ordinal, (path, status) in enumerate(entries, start=1)
+    )
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading, without following a link and without waiting for a pipe.
+
+    Raises:
+        OSError: It is no regular file any more, or cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result | OSError]]:
+    """Entries below `folder` that are not folders, and folders that cannot be listed; links are not followed."""
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        try:
+            children = sorted(current.iterdir())
+        except OSError as error:
+            yield current, error
+            continue
+        folders = []
+        for child in children:
+            status = _entry_status(child)
+            if isinstance(status, os.stat_result) and stat.S_ISDIR(status.st_mode):
+                folders.append(child)
+            else:
+                yield child, status
+        pending.extend(reversed(folders))
+
+
+def _entry_status(path: Path) -> os.stat_result | OSError:
+    try:
+        return os.lstat(path)
+    except OSError as error:
+        return error
+
+
+def _found(path: Path, ordinal: int, total: int, status: os.stat_result | OSError, max_file_bytes: int) -> FoundFile:
+    if isinstance(status, OSError):
+        return FoundFile(path, ordinal, total, 0, 0, f"cannot be looked at ({_kind_of_failure(status)})")
+    refusal = ""
+    if not stat.S_ISREG(status.st_mode):
+        refusal = f"is {_kind_of_entry(status.st_mode)}, not a regular file"
+    elif status.st_size > max_file_bytes:
+        refusal = f"has {status.st_size} bytes; at most {max_file_bytes} are read"
+    return FoundFile(path, ordinal, total, status.st_size, status.st_mtime_ns, refusal)
+
+
+def _kind_of_entry(mode: int) -> str:
+    kinds = {
+        stat.S_IFLNK: "a link",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a character device",
+        stat.S_IFBLK: "a block device",
+        stat.S_IFDIR: "a folder",
+    }
+    return kinds.get(stat.S_IFMT(mode), "of unknown kind")
+
+
+def _kind_of_failure(error: Exception) -> str:
+    """The system's words for the failure; never the path, which the exception's own text would show."""
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__

@@ -1,0 +1,376 @@
+"""Reading the header of one file: tolerant of everything that can be told apart, refusing the rest with a reason."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from typing import BinaryIO
+
+from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+
+from ucseg_runtime.dicom.files import FoundFile, open_regular
+from ucseg_runtime.dicom.instances import (
+    UNDEFINED_LENGTH,
+    Acquisition,
+    Cosines,
+    Instance,
+    PixelFormat,
+    PixelLocation,
+    Placement,
+    Point,
+    stand_in_uid,
+)
+from ucseg_runtime.dicom.transfer_syntaxes import syntax_name
+
+UNREADABLE = (
+    InvalidDicomError,
+    NotImplementedError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+    RecursionError,
+    MemoryError,
+)
+"""What pydicom was seen to raise on damaged files; anything else is a defect and surfaces as one."""
+
+_PREAMBLE_BYTES = 132
+_LONGEST_HEADER_VALUE = 64 * 1024
+_LARGEST_NUMBER = 1e9
+_PIXEL_TAGS = frozenset({Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")})
+_WRONG_ENCODING_WARNINGS = ("Expected implicit VR", "Expected explicit VR")
+_KEYWORDS = (
+    "ImageType",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "Modality",
+    "PatientName",
+    "PatientID",
+    "IssuerOfPatientID",
+    "PatientBirthDate",
+    "EchoNumbers",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "SeriesNumber",
+    "AcquisitionNumber",
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "FrameOfReferenceUID",
+    "TemporalPositionIdentifier",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "PixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleIntercept",
+    "RescaleSlope",
+)
+_TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in _KEYWORDS]
+
+
+class RefusedFileError(Exception):
+    """A file that is left out of the scan.
+
+    Args:
+        code: Stable identifier of the class of damage.
+        reason: What was found against what was expected, free of values from the file.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[list[warnings.WarningMessage]]:
+    """Keep pydicom's warnings and log records, which quote values and file names, away from everybody else.
+
+    Yields:
+        The warnings so far; the caller may look at the kind of a warning and empty the list.
+    """
+    logger = logging.getLogger("pydicom")
+    was_disabled = logger.disabled
+    with warnings.catch_warnings(record=True) as caught, disable_value_validation():
+        warnings.simplefilter("always")
+        logger.disabled = True
+        try:
+            yield caught
+        finally:
+            logger.disabled = was_disabled
+
+
+def read_instance(found: FoundFile, caught: list[warnings.WarningMessage]) -> Instance:
+    """The header of a file, without its pixels.
+
+    Args:
+        found: A file that may be opened.
+        caught: The list that `quiet_pydicom` yields; emptied before the file is read.
+
+    Raises:
+        RefusedFileError: The file is not DICOM, is damaged, or is encoded in a way that is not read.
+    """
+    caught.clear()
+    try:
+        with open_regular(found.path) as stream:
+            header = _read_header(stream, found.size)
+            _refuse_wrong_encoding(caught)
+            return _instance(found, header, stream)
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and not isinstance(error, EOFError) and error.errno:
+            raise RefusedFileError("UCSEG-E102", "cannot be opened or read") from error
+        raise RefusedFileError("UCSEG-E108", f"has a damaged header ({type(error).__name__})") from error
+
+
+def read_whole_header(instance: Instance) -> Dataset:
+    """All attributes of a file up to its pixel data, file meta information included.
+
+    Raises:
+        OSError: The file cannot be read any more, or is not the one that was scanned.
+    """
+    with open_unchanged(instance) as stream:
+        return read_partial(stream, stop_when=lambda tag, _vr, _length: tag in _PIXEL_TAGS)
+
+
+def open_unchanged(instance: Instance) -> BufferedReader:
+    """Open the file of an instance.
+
+    Raises:
+        OSError: The file cannot be opened, or its size or time is not the one seen in the scan.
+    """
+    stream = open_regular(instance.path)
+    status = os.fstat(stream.fileno())
+    if (status.st_size, status.st_mtime_ns) != (instance.file_size, instance.modified_ns):
+        stream.close()
+        raise OSError("changed since the scan")
+    return stream
+
+
+@dataclass(frozen=True)
+class _Header:
+    meta: Dataset
+    dataset: FileDataset
+    dataset_offset: int
+    pixels: PixelLocation | None
+
+
+class _ElementWatch:
+    """Notes where elements end while pydicom walks over them, which pydicom itself does not check.
+
+    Attributes:
+        pixels: Location of the pixel data, once reached.
+        is_cut_off: Whether an element claims more bytes than the file has.
+    """
+
+    def __init__(self, stream: BinaryIO, file_size: int) -> None:
+        self._stream = stream
+        self._file_size = file_size
+        self.pixels: PixelLocation | None = None
+        self.is_cut_off = False
+
+    def stop_at(self, tag: BaseTag, _vr: str | None, length: int) -> bool:
+        """Whether reading ends before this element; the stream stands at its value."""
+        offset = self._stream.tell()
+        if tag in _PIXEL_TAGS:
+            self.pixels = PixelLocation(offset, length)
+            return True
+        self.is_cut_off = length != UNDEFINED_LENGTH and offset + length > self._file_size
+        return self.is_cut_off
+
+
+def _read_header(stream: BinaryIO, file_size: int) -> _Header:
+    meta = _read_file_meta(stream)
+    dataset_offset = stream.tell()
+    _refuse_by_meta(meta)
+    stream.seek(0)
+    watch = _ElementWatch(stream, file_size)
+    dataset = read_partial(stream, watch.stop_at, defer_size=_LONGEST_HEADER_VALUE, specific_tags=_TAGS)
+    if watch.is_cut_off:
+        raise RefusedFileError("UCSEG-E103", "ends in the middle of its header")
+    return _Header(meta, dataset, dataset_offset, watch.pixels)
+
+
+def _read_file_meta(stream: BinaryIO) -> Dataset:
+    """Group 0002 alone, so that the transfer syntax is known before anything is inflated."""
+    if stream.read(_PREAMBLE_BYTES)[-4:] != b"DICM":
+        raise RefusedFileError("UCSEG-E101", "is not a DICOM file (no DICM prefix)")
+    meta = read_dataset(
+        stream,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=lambda tag, _vr, _length: tag >> 16 != 0x0002,
+        defer_size=_LONGEST_HEADER_VALUE,
+    )
+    if not _text(meta, "TransferSyntaxUID"):
+        raise RefusedFileError("UCSEG-E103", "names no transfer syntax in its file meta information")
+    return meta
+
+
+def _refuse_by_meta(meta: Dataset) -> None:
+    if _text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+        raise RefusedFileError("UCSEG-E121", "is a DICOMDIR; the files themselves are read, not their directory")
+    syntax = _text(meta, "TransferSyntaxUID")
+    if not UID(syntax).is_valid:
+        raise RefusedFileError("UCSEG-E105", "names a transfer syntax that is not a valid UID")
+    if syntax == DeflatedExplicitVRLittleEndian:
+        raise RefusedFileError(
+            "UCSEG-E105", f"is stored in {syntax_name(syntax)}, which is not read because its inflated size is unknown"
+        )
+
+
+def _refuse_wrong_encoding(caught: list[warnings.WarningMessage]) -> None:
+    if any(str(warning.message).startswith(_WRONG_ENCODING_WARNINGS) for warning in caught):
+        raise RefusedFileError("UCSEG-E105", "is not encoded in the transfer syntax that it names")
+
+
+def _instance(found: FoundFile, header: _Header, stream: BufferedReader) -> Instance:
+    dataset, meta = header.dataset, header.meta
+    uid = _uid(dataset, "SOPInstanceUID") or _uid(meta, "MediaStorageSOPInstanceUID")
+    return Instance(
+        path=found.path,
+        ordinal=found.ordinal,
+        total=found.total,
+        file_size=found.size,
+        modified_ns=found.modified_ns,
+        dataset_offset=header.dataset_offset,
+        transfer_syntax=_text(meta, "TransferSyntaxUID"),
+        sop_class_uid=_uid(dataset, "SOPClassUID") or _uid(meta, "MediaStorageSOPClassUID"),
+        sop_instance_uid=uid or stand_in_uid("instance", content_digest(stream, header.dataset_offset)),
+        study_uid=_uid(dataset, "StudyInstanceUID"),
+        series_uid=_uid(dataset, "SeriesInstanceUID"),
+        frame_of_reference_uid=_uid(dataset, "FrameOfReferenceUID"),
+        patient_key=_patient_key(dataset),
+        modality=_code(dataset, "Modality"),
+        series_number=_integer(dataset, "SeriesNumber"),
+        instance_number=_integer(dataset, "InstanceNumber"),
+        image_type=tuple(part.strip().upper() for part in _texts(dataset, "ImageType")),
+        acquisition=Acquisition(
+            _integer(dataset, "AcquisitionNumber"),
+            _integer(dataset, "TemporalPositionIdentifier"),
+            _integer(dataset, "EchoNumbers"),
+        ),
+        placement=_placement(dataset),
+        pixel_format=_pixel_format(dataset),
+        pixels=header.pixels,
+        rescale=_rescale(dataset),
+    )
+
+
+def content_digest(stream: BufferedReader, offset: int) -> str:
+    """SHA-256 of a file from `offset` on, in hexadecimal."""
+    stream.seek(offset)
+    return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _patient_key(dataset: Dataset) -> str:
+    keywords = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate")
+    identity = "\n".join(_text(dataset, keyword).upper().rstrip("^ ") for keyword in keywords)
+    return hashlib.sha256(identity.encode()).hexdigest()
+
+
+def _placement(dataset: Dataset) -> Placement:
+    position = _numbers(dataset, "ImagePositionPatient", 3)
+    orientation = _numbers(dataset, "ImageOrientationPatient", 6)
+    spacing = _numbers(dataset, "PixelSpacing", 2)
+    placed: Point | None = None if position is None else (position[0], position[1], position[2])
+    turned: Cosines | None = None
+    if orientation is not None:
+        a, b, c, d, e, f = orientation
+        turned = (a, b, c, d, e, f)
+    return Placement(placed, turned, None if spacing is None else (spacing[0], spacing[1]))
+
+
+def _pixel_format(dataset: Dataset) -> PixelFormat:
+    return PixelFormat(
+        rows=_integer(dataset, "Rows") or 0,
+        columns=_integer(dataset, "Columns") or 0,
+        frames=_integer(dataset, "NumberOfFrames") or 1,
+        samples=_integer(dataset, "SamplesPerPixel") or 1,
+        photometric=_code(dataset, "PhotometricInterpretation"),
+        bits_allocated=_integer(dataset, "BitsAllocated") or 0,
+        bits_stored=_integer(dataset, "BitsStored") or 0,
+        high_bit=_integer(dataset, "HighBit") or 0,
+        signed=_integer(dataset, "PixelRepresentation") == 1,
+    )
+
+
+def _rescale(dataset: Dataset) -> tuple[float, float] | None:
+    """Slope and intercept, each with its own default when the attribute is absent."""
+    if "RescaleSlope" not in dataset and "RescaleIntercept" not in dataset:
+        return 1.0, 0.0
+    slope, intercept = _numbers(dataset, "RescaleSlope", 1), _numbers(dataset, "RescaleIntercept", 1)
+    return None if slope is None or intercept is None or slope[0] == 0.0 else (slope[0], intercept[0])
+
+
+def _values(dataset: Dataset, keyword: str) -> list[object]:
+    """The values of an element as a list; empty when it is missing, empty or cannot be converted."""
+    try:
+        value = dataset.get(keyword)
+    except UNREADABLE:
+        return []
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple | MultiValue) else [value]
+
+
+def _texts(dataset: Dataset, keyword: str) -> list[str]:
+    return [str(value) for value in _values(dataset, keyword)]
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return next(iter(_texts(dataset, keyword)), "").strip(" \0")
+
+
+def _uid(dataset: Dataset, keyword: str) -> str:
+    """Digits and dots, at most 64; empty for anything else. Leading zeros are forbidden but common, and kept."""
+    text = _text(dataset, keyword)
+    return text if re.fullmatch(r"[0-9.]{1,64}", text) else ""
+
+
+def _code(dataset: Dataset, keyword: str) -> str:
+    """A defined term; empty when the value could be free text, which must not reach a message."""
+    text = _text(dataset, keyword).upper()
+    return text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else ""
+
+
+def _numbers(dataset: Dataset, keyword: str, count: int) -> list[float] | None:
+    """Exactly `count` numbers of a size that arithmetic can bear, or None."""
+    try:
+        numbers = [float(str(value)) for value in _values(dataset, keyword)]
+    except ValueError:
+        return None
+    return numbers if len(numbers) == count and all(abs(number) < _LARGEST_NUMBER for number in numbers) else None
+
+
+def _integer(dataset: Dataset, keyword: str) -> int | None:
+    try:
+        return int(str(_values(dataset, keyword)[0]))
+    except (IndexError, ValueError):
+        return None

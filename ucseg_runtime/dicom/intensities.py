@@ -1,0 +1,104 @@
+"""From stored values to modality units, and whether those can be Hounsfield units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ucseg_runtime.arrays import Float32Array, Int16Array
+from ucseg_runtime.dicom.instances import Instance, PixelFormat
+from ucseg_runtime.errors import PixelDataError
+
+_PADDING_HU = -1024
+_HIGHEST_HU = 4000
+_TOLERATED_SHARE = 0.01
+_INT16 = np.iinfo(np.int16)
+
+StoredArray = npt.NDArray[np.integer[Any]]  # Any: the precision is the file's, 8 to 32 bits
+
+
+def stored_dtype(pixel_format: PixelFormat) -> np.dtype[np.integer[Any]]:  # Any: see StoredArray
+    """Type of the stored values, little endian."""
+    return np.dtype(f"<{'i' if pixel_format.signed else 'u'}{pixel_format.bits_allocated // 8}")
+
+
+def without_unused_bits(frame: StoredArray, pixel_format: PixelFormat) -> StoredArray:
+    """Stored values with everything above Bits Stored cut away; old files keep overlays there.
+
+    Source: DICOM PS3.5 8.1.1.
+    """
+    unused = pixel_format.bits_allocated - pixel_format.bits_stored
+    return (frame << unused) >> unused if unused else frame  # the right shift extends the sign of signed values
+
+
+def modality_values(stored: StoredArray, instances: Sequence[Instance]) -> Int16Array | Float32Array:
+    """Stored values × slope + intercept, each slice with its own rescale.
+
+    Args:
+        stored: Integers, shape (slices, rows, columns), in the order of `instances`; may be overwritten.
+        instances: Where each slice comes from.
+
+    Returns:
+        Same shape, int16 when every result is an integer that fits, else float32.
+    """
+    rescales = [instance.rescale or (1.0, 0.0) for instance in instances]
+    if all(slope.is_integer() and intercept.is_integer() for slope, intercept in rescales):
+        as_integers = _int16_values(stored, rescales)
+        if as_integers is not None:
+            return as_integers
+    voxels = np.empty(stored.shape, dtype=np.float32)
+    for index, (slope, intercept) in enumerate(rescales):
+        voxels[index] = stored[index].astype(np.float64) * slope + intercept
+    return voxels
+
+
+def require_hounsfield_units(voxels: Int16Array | Float32Array) -> None:
+    """Check that the values of a CT can be Hounsfield units.
+
+    Values of −1024 and below count as padding outside the field of view, as scanners write it.
+
+    Args:
+        voxels: Shape (slices, rows, columns).
+
+    Raises:
+        PixelDataError: All voxels are equal, none is negative, or too many are higher than any tissue or metal.
+    """
+    lowest, highest = float(voxels.min()), float(voxels.max())
+    if lowest == highest:
+        raise _implausible("all voxels have the same value")
+    if lowest >= 0.0:
+        raise _implausible("no voxel is negative, so there is neither air nor fat")
+    inside = above = 0
+    for plane in voxels:  # plane by plane, because the comparisons then stay in the cache
+        inside += int(np.count_nonzero(plane > _PADDING_HU))
+        above += int(np.count_nonzero(plane > _HIGHEST_HU))
+    if inside == 0:
+        raise _implausible(f"no voxel is above the padding value of {_PADDING_HU} HU")
+    if above > _TOLERATED_SHARE * inside:
+        raise _implausible(
+            f"{100.0 * above / inside:.1f} % of the voxels are above {_HIGHEST_HU} HU (expected at most "
+            f"{100.0 * _TOLERATED_SHARE:g} %)"
+        )
+
+
+def _int16_values(stored: StoredArray, rescales: Sequence[tuple[float, float]]) -> Int16Array | None:
+    """Integer results in place where the type allows it, or None when one does not fit into int16."""
+    for plane, (slope, intercept) in zip(stored, rescales, strict=True):
+        ends = sorted((int(plane.min()) * int(slope) + int(intercept), int(plane.max()) * int(slope) + int(intercept)))
+        if ends[0] < _INT16.min or ends[1] > _INT16.max:
+            return None
+    voxels = stored.view(np.int16) if stored.dtype.itemsize == 2 else np.empty(stored.shape, dtype=np.int16)
+    for index, (slope, intercept) in enumerate(rescales):
+        voxels[index] = stored[index].astype(np.int64) * int(slope) + int(intercept)
+    return voxels
+
+
+def _implausible(reason: str) -> PixelDataError:
+    return PixelDataError(
+        f"the intensities cannot be those of a CT: {reason}.",
+        hint="Usually Rescale Slope or Intercept was lost on the way; export the series from its source.",
+        code="UCSEG-E122",
+    )

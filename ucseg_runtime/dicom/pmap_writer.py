@@ -1,0 +1,129 @@
+"""Uncertainty to a DICOM Parametric Map on the source frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from ucseg_runtime.arrays import Float32Array
+from ucseg_runtime.dicom.codes import EVIDENTIAL_UNCERTAINTY, NO_UNITS, private_scheme
+from ucseg_runtime.dicom.derived_object import (
+    PlacedFrame,
+    building,
+    check_frames,
+    finish,
+    read_header,
+    save,
+)
+from ucseg_runtime.dicom.equipment import equipment
+from ucseg_runtime.dicom.source_study import SourceStudy, source_study
+from ucseg_runtime.errors import SegWriteError
+from ucseg_runtime.identity import RunIdentity
+from ucseg_runtime.segmentation import Segmentation
+
+SERIES_NUMBER = 902
+SCALE = 65535
+"""Stored value of an uncertainty of 1."""
+
+_KIND = "uncertainty"
+
+
+def write_pmap(
+    path: Path, segmentation: Segmentation, sources: Sequence[Dataset], identity: RunIdentity
+) -> FileDataset:
+    """Write the uncertainty as a Parametric Map and return it without its pixel data, after it was read back.
+
+    Stored values are uncertainty × 65535 in 16 bits, uncompressed: lossless compression of the noise in the low byte
+    costs far more time than it saves space, and 8 bits are not allowed in this object.
+
+    Args:
+        path: File to write.
+        segmentation: Its uncertainty is written.
+        sources: Source headers without pixel data, one per slice in the order of the z axis.
+        identity: What computed the result.
+
+    Raises:
+        OSError: The file cannot be written.
+        SegWriteError: The uncertainty is not within [0, 1], headers and grid do not fit together, or the object differs
+            when read back.
+
+    Source: DICOM PS3.3 A.75 and C.7.6.16.2.11 (Real World Value Mapping).
+    """
+    stored = stored_uncertainty(segmentation.uncertainty)
+    with building("the parametric map"):
+        study = source_study(sources, segmentation.geometry, identity)
+        dataset = _parametric_map(stored, study, identity)
+        finish(dataset, study, _KIND)
+        dataset.BodyPartExamined = study.header.get("BodyPartExamined", "")
+    save(dataset, path)
+    _check_complete(check_frames(path, segmentation.geometry, lambda frame: stored[frame.z]), len(stored))
+    return read_header(path)
+
+
+def stored_uncertainty(uncertainty: Float32Array) -> npt.NDArray[np.uint16]:
+    """Uncertainty × 65535, rounded: uint16, same shape, error at most 1 / 131070.
+
+    Args:
+        uncertainty: float32, shape (z, y, x), in [0, 1].
+
+    Raises:
+        SegWriteError: A value is not finite or outside [0, 1].
+    """
+    stored = np.empty(uncertainty.shape, dtype=np.uint16)
+    for number, (plane, target) in enumerate(zip(uncertainty, stored, strict=True), start=1):
+        # The comparison is false for NaN, so one test covers both.
+        if not (plane.min() >= 0.0 and plane.max() <= 1.0):
+            raise SegWriteError(
+                f"the uncertainty of slice {number} of {len(stored)} is not finite or not within [0, 1]"
+            )
+        target[...] = np.rint(plane * np.float32(SCALE))
+    return stored
+
+
+def _parametric_map(stored: npt.NDArray[np.uint16], study: SourceStudy, identity: RunIdentity) -> Dataset:
+    device = equipment(identity)
+    dataset: Dataset = hd.pm.ParametricMap(
+        source_images=study.frames,
+        pixel_array=stored,
+        series_instance_uid=study.uids.of_output(f"{_KIND} series"),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=study.uids.of_output(f"{_KIND} instance"),
+        instance_number=1,
+        manufacturer=device.manufacturer,
+        manufacturer_model_name=device.model_name,
+        software_versions=device.software_versions,
+        device_serial_number=device.serial_number,
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[_mapping()],
+        voi_lut_transformations=[hd.VOILUTTransformation(window_center=(SCALE + 1) / 2, window_width=SCALE + 1)],
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        content_label="UNCERTAINTY",
+        content_description="Evidential uncertainty, not calibrated",
+        content_qualification="RESEARCH",
+        coding_schemes=[private_scheme()],
+        series_description="ucseg uncertainty",
+    )
+    return dataset
+
+
+def _mapping() -> hd.pm.RealWorldValueMapping:
+    return hd.pm.RealWorldValueMapping(
+        lut_label="UNCERTAINTY",
+        lut_explanation="Evidential uncertainty, 1 = no evidence, not calibrated",
+        unit=NO_UNITS,
+        value_range=(0, SCALE),
+        slope=1.0 / SCALE,
+        intercept=0.0,
+        quantity_definition=EVIDENTIAL_UNCERTAINTY,
+    )
+
+
+def _check_complete(frames: set[PlacedFrame], slices: int) -> None:
+    if len(frames) != slices:
+        raise SegWriteError(f"{len(frames)} of {slices} slices are in the parametric map that was read back")

@@ -1,0 +1,131 @@
+"""From a series to voxels in modality units, and to the headers that the writers need."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from io import BufferedReader
+from time import perf_counter
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from ucseg_runtime.dicom.checks import require_readable_pixels, require_slice_images
+from ucseg_runtime.dicom.decoding import DecodeLimits, DecoderProcess
+from ucseg_runtime.dicom.encapsulation import single_frame
+from ucseg_runtime.dicom.headers import UNREADABLE, open_unchanged, quiet_pydicom, read_whole_header
+from ucseg_runtime.dicom.instances import Instance, Series
+from ucseg_runtime.dicom.intensities import (
+    StoredArray,
+    modality_values,
+    require_hounsfield_units,
+    stored_dtype,
+    without_unused_bits,
+)
+from ucseg_runtime.dicom.stacking import volume_geometry
+from ucseg_runtime.dicom.transfer_syntaxes import NATIVE
+from ucseg_runtime.errors import InputError, PixelDataError
+from ucseg_runtime.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+
+def read_volume(series: Series, limits: DecodeLimits | None = None) -> Volume:
+    """The voxels of a series in modality units, after every check on its geometry and its pixels.
+
+    Compressed frames are decoded in a child process with limits, because native decoders can die on malformed data.
+
+    Args:
+        series: From a scan.
+        limits: How much the child process may use.
+
+    Returns:
+        int16 when rescaling yields integers that fit, else float32; slices ascend along the slice normal.
+
+    Raises:
+        SeriesSelectionError: The files are no slice images of one patient.
+        GeometryError: The slices do not form one volume.
+        PixelDataError: Pixels are missing, damaged, too many, or impossible for the modality.
+    """
+    start = perf_counter()
+    require_slice_images(series)
+    geometry = volume_geometry(series)
+    require_readable_pixels(series)
+    voxels = modality_values(_stored_values(series, limits or DecodeLimits()), series.instances)
+    if series.modality == "CT":
+        require_hounsfield_units(voxels)
+    logger.info("read: %d slices, %.2f s", series.number_of_instances, perf_counter() - start)
+    return Volume(voxels, geometry, series.modality)
+
+
+def source_headers(series: Series) -> list[Dataset]:
+    """All attributes but the pixels of every file, in slice order, with stand-ins for empty identifiers.
+
+    Raises:
+        InputError: A file cannot be read any more, or changed since the scan.
+    """
+    with quiet_pydicom():
+        return [_source_header(series, instance) for instance in series.instances]
+
+
+def _source_header(series: Series, instance: Instance) -> Dataset:
+    try:
+        header = read_whole_header(instance)
+    except UNREADABLE as error:
+        raise InputError(
+            f"{instance.where} cannot be read any more ({type(error).__name__}).",
+            hint="Keep the input unchanged while it is being segmented.",
+            code="UCSEG-E102",
+        ) from error
+    header.SOPClassUID = instance.sop_class_uid
+    header.SOPInstanceUID = instance.sop_instance_uid
+    header.StudyInstanceUID = series.study_uid
+    header.SeriesInstanceUID = series.series_uid
+    header.FrameOfReferenceUID = series.frame_of_reference_uid
+    return header
+
+
+def _stored_values(series: Series, limits: DecodeLimits) -> StoredArray:
+    """Integers as the files store them, shape (slices, rows, columns)."""
+    first = series.instances[0].pixel_format
+    shape = (series.number_of_instances, first.rows, first.columns)
+    stored: StoredArray = np.empty(shape, dtype=stored_dtype(first))
+    decoder: DecoderProcess | None = None
+    with ExitStack() as stack:
+        for plane, instance in zip(stored, series.instances, strict=True):
+            if instance.transfer_syntax in NATIVE:
+                _read_native(instance, plane)
+            else:
+                decoder = decoder or stack.enter_context(DecoderProcess(limits))
+                decoder.decode(_read_codestream(instance), instance, _bytes_of(plane))
+            plane[...] = without_unused_bits(plane, instance.pixel_format)
+    return stored
+
+
+def _read_native(instance: Instance, plane: StoredArray) -> None:
+    with _open_at_pixels(instance) as stream:
+        if stream.readinto(_bytes_of(plane)) != plane.nbytes:
+            raise PixelDataError(f"{instance.where} ends within its pixel data.", hint="Transfer the series again.")
+
+
+def _read_codestream(instance: Instance) -> bytes:
+    with _open_at_pixels(instance) as stream:
+        return single_frame(stream.read(), instance)
+
+
+def _open_at_pixels(instance: Instance) -> BufferedReader:
+    if instance.pixels is None:
+        raise PixelDataError(f"{instance.where} ends without pixel data.", hint="Transfer the series again.")
+    try:
+        stream = open_unchanged(instance)
+    except OSError as error:
+        raise PixelDataError(
+            f"{instance.where} cannot be read any more ({type(error).__name__}).",
+            hint="Keep the input unchanged while it is being segmented.",
+        ) from error
+    stream.seek(instance.pixels.offset)
+    return stream
+
+
+def _bytes_of(plane: StoredArray) -> memoryview:
+    return plane.data.cast("B")

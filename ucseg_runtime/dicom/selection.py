@@ -1,0 +1,121 @@
+"""Choosing the one series that fits a model, and saying why each other one does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ucseg_runtime.dicom.checks import require_modality, require_readable_pixels, require_slice_images
+from ucseg_runtime.dicom.instances import Series
+from ucseg_runtime.dicom.series import Scan
+from ucseg_runtime.dicom.stacking import volume_geometry
+from ucseg_runtime.errors import InputError, SeriesSelectionError
+
+_NOT_CHOSEN = "UCSEG-E121"
+
+
+@dataclass(frozen=True)
+class RejectedSeries:
+    """A series that was not chosen.
+
+    Attributes:
+        series: The series.
+        code: Stable identifier of the reason.
+        reason: For people; one or more sentences, free of patient data.
+    """
+
+    series: Series
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of choosing a series.
+
+    Attributes:
+        chosen: The series to segment.
+        rejected: All others of the scan, in its order.
+    """
+
+    chosen: Series
+    rejected: tuple[RejectedSeries, ...]
+
+
+def select_series(scan: Scan, modality: str, series_uid: str | None = None) -> Selection:
+    """Choose the series with the most slices among those that are usable volumes of one modality.
+
+    Ties go to the lowest series number, then to the lowest UID, so that the choice never depends on file names.
+
+    Args:
+        scan: What the input holds.
+        modality: DICOM modality that the model was made for.
+        series_uid: Series Instance UID that the caller insists on; others are then rejected unseen.
+
+    Raises:
+        SeriesSelectionError: No series is usable; all reasons are in the message.
+        InputError: The only series of this modality is not usable; this is its own precise error.
+    """
+    candidates = _candidates(scan, series_uid)
+    failures = {index: failure for index in candidates if (failure := _failure(scan.series[index], modality))}
+    usable = [index for index in candidates if index not in failures]
+    if not usable:
+        raise _none_usable(scan, failures)
+    chosen = min(usable, key=lambda index: _preference(scan.series[index]))
+    rejected = [
+        _rejected(series, failures.get(index), index in candidates, scan.series[chosen])
+        for index, series in enumerate(scan.series)
+        if index != chosen
+    ]
+    return Selection(scan.series[chosen], tuple(rejected))
+
+
+def _candidates(scan: Scan, series_uid: str | None) -> list[int]:
+    indices = [i for i, series in enumerate(scan.series) if series_uid is None or series.series_uid == series_uid]
+    if not indices:
+        raise SeriesSelectionError(
+            f"none of the {len(scan.series)} series of the input has the Series Instance UID that was asked for.",
+            hint="List the series of the input and choose one of them.",
+        )
+    return indices
+
+
+def _failure(series: Series, modality: str) -> InputError | None:
+    """Why a series is not usable, or None."""
+    try:
+        require_modality(series, modality)
+        require_slice_images(series)
+        volume_geometry(series)
+        require_readable_pixels(series)
+    except InputError as error:
+        return error
+    return None
+
+
+def _preference(series: Series) -> tuple[int, float, str, str]:
+    number = float("inf") if series.series_number is None else series.series_number
+    return -series.number_of_instances, number, series.series_uid, series.instances[0].sop_instance_uid
+
+
+def _rejected(series: Series, failure: InputError | None, was_candidate: bool, chosen: Series) -> RejectedSeries:
+    if failure is not None:
+        return RejectedSeries(series, failure.code, str(failure))
+    if not was_candidate:
+        return RejectedSeries(series, _NOT_CHOSEN, "Not the series that was asked for.")
+    if series.number_of_instances < chosen.number_of_instances:
+        reason = f"It has fewer slices than {chosen.name}."
+    else:
+        reason = f"It has as many slices as {chosen.name}, which comes first by series number and UID."
+    return RejectedSeries(series, _NOT_CHOSEN, reason)
+
+
+def _none_usable(scan: Scan, failures: dict[int, InputError]) -> InputError:
+    """The precise error of the only plausible series, else one error that lists all reasons."""
+    plausible = [error for error in failures.values() if not isinstance(error, SeriesSelectionError)]
+    errors: Sequence[InputError] = plausible or list(failures.values())
+    if len(errors) == 1:
+        return errors[0]
+    reasons = " ".join(f"[{scan.series[index].name}] {error.message}" for index, error in failures.items())
+    return SeriesSelectionError(
+        f"none of {len(failures)} series can be segmented: {reasons}", hint="Export a series with a whole volume."
+    )

@@ -1,0 +1,203 @@
+"""Measurements to a DICOM report: TID 1500 in a Comprehensive 3D SR, one group per segment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from highdicom import sr
+from pydicom.dataset import Dataset, FileDataset
+
+from ucseg_runtime.dicom import codes
+from ucseg_runtime.dicom.derived_object import building, finish, read_header, save
+from ucseg_runtime.dicom.equipment import algorithm_parameters, equipment
+from ucseg_runtime.dicom.source_study import SourceStudy, source_study
+from ucseg_runtime.errors import SegWriteError
+from ucseg_runtime.identity import RunIdentity
+from ucseg_runtime.manifest import SegmentClass
+from ucseg_runtime.segmentation import Segmentation, SegmentMeasurement
+
+SERIES_NUMBER = 903
+
+_KIND = "report"
+_VOLUME_DECIMALS = 3
+_UNCERTAINTY_DECIMALS = 4
+
+
+def write_sr(
+    path: Path,
+    segmentation: Segmentation,
+    measurements: Sequence[SegmentMeasurement],
+    sources: Sequence[Dataset],
+    identity: RunIdentity,
+    seg_dataset: Dataset,
+    pmap_dataset: Dataset,
+) -> FileDataset:
+    """Write the measurement report and return it, after it was read back and compared.
+
+    Every class has a group that refers to its segment and says whether it is present or absent and what volume it has.
+    A present one also has its mean uncertainty, with the Parametric Map as its source. The evidence lists every source
+    instance, the segmentation and the map. The report is complete, preliminary and unverified.
+
+    Args:
+        path: File to write.
+        segmentation: Its classes name the segments.
+        measurements: One per class, in the order of the classes.
+        sources: Source headers without pixel data, one per slice in the order of the z axis.
+        identity: What computed the result.
+        seg_dataset: The written segmentation; pixel data are not needed.
+        pmap_dataset: The written Parametric Map; pixel data are not needed.
+
+    Raises:
+        OSError: The file cannot be written.
+        SegWriteError: Measurements and classes differ, headers do not fit together, or the report differs when read
+            back.
+
+    Source: DICOM PS3.16 TID 1500, 1411, 300 and 4019.
+    """
+    if [item.label for item in measurements] != [item.label for item in segmentation.classes]:
+        raise SegWriteError(
+            f"{len(measurements)} measurements do not match {len(segmentation.classes)} classes in order"
+        )
+    with building("the report"):
+        study = source_study(sources, segmentation.geometry, identity)
+        references = _References(study, identity, seg_dataset, pmap_dataset)
+        dataset = _document(references, segmentation.classes, measurements)
+        finish(dataset, study, _KIND)
+    save(dataset, path)
+    return _read_back(path, measurements)
+
+
+@dataclass(frozen=True, eq=False)
+class _References:
+    """What the items of the report point to."""
+
+    study: SourceStudy
+    identity: RunIdentity
+    segmentation: Dataset
+    uncertainty: Dataset
+
+
+def _document(
+    references: _References, classes: Sequence[SegmentClass], measurements: Sequence[SegmentMeasurement]
+) -> Dataset:
+    study, device = references.study, equipment(references.identity)
+    dataset: Dataset = sr.Comprehensive3DSR(
+        evidence=[*study.frames, references.segmentation, references.uncertainty],
+        content=_report(references, classes, measurements)[0],
+        series_instance_uid=study.uids.of_output(f"{_KIND} series"),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=study.uids.of_output(f"{_KIND} instance"),
+        instance_number=1,
+        manufacturer=device.manufacturer,
+        manufacturer_model_name=device.model_name,
+        software_versions=device.software_versions,
+        device_serial_number=device.serial_number,
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        coding_schemes=[codes.private_scheme()],
+        series_description="ucseg measurements",
+    )
+    return dataset
+
+
+def _report(
+    references: _References, classes: Sequence[SegmentClass], measurements: Sequence[SegmentMeasurement]
+) -> sr.MeasurementReport:
+    device = equipment(references.identity)
+    observer = sr.DeviceObserverIdentifyingAttributes(
+        uid=references.study.uids.of_device(),
+        name=device.manufacturer,
+        manufacturer_name=device.manufacturer,
+        model_name=device.model_name,
+        serial_number=device.serial_number,
+    )
+    context = sr.ObserverContext(observer_type=codes.DEVICE, observer_identifying_attributes=observer)
+    return sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=context),
+        procedure_reported=codes.procedure_reported(references.study.frames[0].Modality),
+        imaging_measurements=[
+            _group(references, item, measurement) for item, measurement in zip(classes, measurements, strict=True)
+        ],
+    )
+
+
+def _group(
+    references: _References, item: SegmentClass, measurement: SegmentMeasurement
+) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
+    segmentation, side = references.segmentation, codes.laterality(item)
+    site = sr.FindingSite(anatomic_location=codes.concept(item.type), laterality=side)
+    return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=references.study.uids.of_segment(item.label), identifier=codes.long_string(item.name)
+        ),
+        referenced_segment=sr.ReferencedSegment(
+            sop_class_uid=segmentation.SOPClassUID,
+            sop_instance_uid=segmentation.SOPInstanceUID,
+            segment_number=item.label,
+            source_series=sr.SourceSeriesForSegmentation(references.study.frames[0].SeriesInstanceUID),
+        ),
+        finding_category=codes.concept(item.category),
+        finding_type=codes.concept(item.type),
+        finding_sites=None if side is None else [site],
+        algorithm_id=_algorithm(references.identity),
+        measurements=_measurements(references, measurement),
+        qualitative_evaluations=[
+            sr.QualitativeEvaluation(codes.PRESENCE, codes.PRESENT if measurement.voxels else codes.ABSENT)
+        ],
+    )
+
+
+def _algorithm(identity: RunIdentity) -> sr.AlgorithmIdentification:
+    return sr.AlgorithmIdentification(
+        name=codes.long_string(identity.model_name),
+        version=codes.long_string(identity.model_version),
+        parameters=[f"{name}={value}" for name, value in algorithm_parameters(identity).items()],
+    )
+
+
+def _measurements(references: _References, measurement: SegmentMeasurement) -> list[sr.Measurement]:
+    volume = sr.Measurement(codes.VOLUME, round(measurement.volume_ml, _VOLUME_DECIMALS), codes.MILLILITRE)
+    if not measurement.voxels:
+        return [volume]
+    uncertainty = sr.Measurement(
+        name=codes.EVIDENTIAL_UNCERTAINTY,
+        value=round(measurement.mean_uncertainty, _UNCERTAINTY_DECIMALS),
+        unit=codes.NO_UNITS,
+        derivation=codes.MEAN,
+        referenced_images=[
+            sr.SourceImageForMeasurement(references.uncertainty.SOPClassUID, references.uncertainty.SOPInstanceUID)
+        ],
+    )
+    return [volume, uncertainty]
+
+
+def _read_back(path: Path, measurements: Sequence[SegmentMeasurement]) -> FileDataset:
+    dataset = read_header(path)
+    volumes = _volumes_ml(dataset)
+    expected = [item.volume_ml for item in measurements]
+    rounding = 10.0**-_VOLUME_DECIMALS
+    if len(volumes) != len(expected) or not all(
+        math.isclose(found, wanted, abs_tol=rounding) for found, wanted in zip(volumes, expected, strict=True)
+    ):
+        raise SegWriteError("the report that was read back has other volumes than were measured")
+    return dataset
+
+
+def _volumes_ml(dataset: Dataset) -> list[float]:
+    """Volume of every measurement group in order, from the content tree alone."""
+    containers = [item for item in dataset.ContentSequence if _name(item) == "126010"]  # DCM, Imaging Measurements
+    return [
+        float(item.MeasuredValueSequence[0].NumericValue)
+        for container in containers
+        for group in container.ContentSequence
+        for item in group.ContentSequence
+        if _name(item) == codes.VOLUME.value
+    ]
+
+
+def _name(item: Dataset) -> str:
+    return str(item.ConceptNameCodeSequence[0].CodeValue)
