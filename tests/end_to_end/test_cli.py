@@ -1,0 +1,195 @@
+"""The command line: exit codes, machine-readable output, and nothing left behind after an error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from typer.testing import CliRunner, Result
+
+from tests.model_phantom import ModelPhantom
+from tests.phantoms import PHI_CANARIES, CtPhantom, write_ct_series
+from ucseg_runtime.cli.app import app
+from ucseg_runtime.publish import RESULT_NAMES
+
+PHANTOM = CtPhantom(shape=(20, 40, 48))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ModelPhantom(tile_shape=(16, 32, 32)).write(tmp_path_factory.mktemp("model") / "phantom")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    write_ct_series(tmp_path / "study" / "nested", PHANTOM)
+    (tmp_path / "study" / "notes.txt").write_text("not an image")
+    return tmp_path / "study"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def assert_no_patient_data(text: str) -> None:
+    assert not [canary for canary in PHI_CANARIES if canary in text.lower()]
+
+
+def test_segment_writes_every_object_and_one_table(study: Path, model: Path, tmp_path: Path) -> None:
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--nifti")
+
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(RESULT_NAMES)
+    assert "class 1" in result.stdout
+    assert "1 files left out: UCSEG-E101" in result.stderr
+    assert_no_patient_data(result.output)
+
+
+def test_segment_json_is_one_document_with_measurements(study: Path, model: Path, tmp_path: Path) -> None:
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--json")
+
+    report = json.loads(result.stdout)
+    assert [item["name"] for item in report["measurements"]] == ["class 1", "class 2"]
+    assert report["engine"]["name"] == "openvino"
+    assert_no_patient_data(result.output)
+
+
+@pytest.mark.parametrize("seg_type", ["binary", "labelmap", "fractional"])
+def test_segment_writes_the_seg_type_that_was_asked_for(
+    seg_type: str, study: Path, model: Path, tmp_path: Path
+) -> None:
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--seg-type", seg_type)
+
+    assert result.exit_code == 0, result.output
+    assert dcmread(tmp_path / "out" / "segmentation.dcm").SegmentationType == seg_type.upper()
+
+
+def test_segment_again_is_refused_then_overwrites_with_the_same_bytes(study: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("segment", study, "--out", out, "--model", model).exit_code == 0
+    first = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    refused = run("segment", study, "--out", out, "--model", model)
+    assert refused.exit_code == 6
+    assert "--overwrite" in refused.stderr
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+
+    assert run("segment", study, "--out", out, "--model", model, "--overwrite").exit_code == 0
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == first
+
+
+def test_segment_without_dicom_exits_with_3_and_leaves_no_output(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "canaryfile.txt").write_text("nothing")
+
+    result = run("segment", tmp_path / "study", "--out", tmp_path / "out", "--model", model, "--json")
+
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["error"]["code"] == "UCSEG-E101"
+    assert not (tmp_path / "out").exists()
+    assert_no_patient_data(result.output)
+
+
+def test_segment_with_a_missing_slice_names_the_gap_and_exits_with_3(model: Path, tmp_path: Path) -> None:
+    write_ct_series(tmp_path / "study", PHANTOM, omit=(7,))
+
+    result = run("segment", tmp_path / "study", "--out", tmp_path / "out", "--model", model)
+
+    assert result.exit_code == 3
+    assert "SpacingError" in result.stderr
+    assert "5.00 mm" in result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_segment_with_a_changed_model_exits_with_4(study: Path, tmp_path: Path) -> None:
+    folder = ModelPhantom().write(tmp_path / "model")
+    content = bytearray((folder / "merged.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "merged.onnx").write_bytes(content)
+
+    result = run("segment", study, "--out", tmp_path / "out", "--model", folder)
+
+    assert result.exit_code == 4
+    assert "ArtifactMismatchError" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_segment_into_a_path_that_is_a_file_exits_with_6(study: Path, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model)
+
+    assert result.exit_code == 6
+    assert (tmp_path / "out").read_text() == "a file"
+
+
+def test_segment_where_nothing_can_be_written_exits_with_6(study: Path, model: Path) -> None:
+    # Not even the superuser can make a folder there.
+    result = run("segment", study, "--out", "/proc/ucseg-output", "--model", model)
+
+    assert result.exit_code == 6
+    assert "OutputError" in result.stderr
+
+
+def test_segment_of_a_volume_smaller_than_a_tile_is_padded(model: Path, tmp_path: Path) -> None:
+    write_ct_series(tmp_path / "study", CtPhantom(shape=(4, 12, 14)))
+
+    result = run("segment", tmp_path / "study", "--out", tmp_path / "out", "--model", model)
+
+    assert result.exit_code == 0, result.output
+
+
+def test_segment_of_an_unknown_series_exits_with_3(study: Path, model: Path, tmp_path: Path) -> None:
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--series", "1.2.3")
+
+    assert result.exit_code == 3
+    assert "SeriesSelectionError" in result.stderr
+
+
+def test_inspect_says_which_series_is_used_and_why_not_the_other(study: Path, model: Path) -> None:
+    write_ct_series(study / "short", CtPhantom(shape=(5, 40, 48), series_number=2))
+
+    result = run("inspect", study, "--model", model, "--json")
+
+    assert result.exit_code == 0, result.output
+    verdicts = {row["files"]: (row["verdict"], row["reason"]) for row in json.loads(result.stdout)["series"]}
+    assert verdicts[20][0] == "used"
+    assert verdicts[5][0] == "rejected"
+    assert "fewer slices" in verdicts[5][1]
+    assert_no_patient_data(result.output)
+
+
+def test_models_lists_classes_and_digest_of_a_given_model(model: Path) -> None:
+    result = run("models", "--model", model, "--json")
+
+    (listed,) = json.loads(result.stdout)["models"]
+    assert [item["name"] for item in listed["classes"]] == ["class 1", "class 2"]
+    assert len(listed["digest"]) == 64
+
+
+def test_doctor_passes_its_self_test_on_every_engine() -> None:
+    result = run("doctor", "--json")
+
+    report = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert {check["engine"] for check in report["self_test"]} >= {"openvino", "onnxruntime"}
+    assert all(check["passed"] for check in report["self_test"])
+
+
+def test_a_defect_is_one_line_with_exit_code_1_and_no_value(
+    study: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def explode(*_: object) -> None:
+        raise KeyError("Canaryname^Phantom")
+
+    monkeypatch.setattr("ucseg_runtime.series_pipeline.measure", explode)
+
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model)
+
+    assert result.exit_code == 1
+    assert "KeyError" in result.stderr
+    assert_no_patient_data(result.output)
+    assert not (tmp_path / "out").exists()

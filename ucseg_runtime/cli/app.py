@@ -1,0 +1,51 @@
+"""The commands of ``ucseg``, wired together."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from ucseg_runtime.cli.demo import demo
+from ucseg_runtime.cli.doctor import doctor
+from ucseg_runtime.cli.inspect_input import inspect
+from ucseg_runtime.cli.models import models
+from ucseg_runtime.cli.segment import segment
+from ucseg_runtime.version import __version__
+
+app = typer.Typer(
+    name="ucseg",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # its tracebacks can print local variables, and those can hold patient data
+)
+app.command()(segment)
+app.command()(inspect)
+app.command()(models)
+app.command()(doctor)
+app.command()(demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ucseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log one line per stage on standard error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Segment DICOM studies: masks, uncertainty and measurements as DICOM objects. Not for clinical use."""
+    if verbose:
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+        logging.getLogger("ucseg_runtime").setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

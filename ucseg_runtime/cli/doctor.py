@@ -1,0 +1,48 @@
+"""``ucseg doctor``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from ucseg_runtime.cli.options import JsonOption
+from ucseg_runtime.cli.reporting import print_json, print_table, reported
+from ucseg_runtime.errors import EXIT_OK
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this machine can run, and segment a phantom on every engine to check the answer."""
+    with reported(as_json):
+        from ucseg_runtime.backends.registry import engine_status
+        from ucseg_runtime.errors import BackendError
+        from ucseg_runtime.model_folder import available_models, load_model
+        from ucseg_runtime.selftest import run_self_test
+        from ucseg_runtime.version import __version__
+
+        engines, checks = engine_status(), run_self_test()
+        models = {name: load_model(folder).digest for name, folder in available_models().items()}
+        passed = bool(checks) and all(check.passed for check in checks)
+        if as_json:
+            print_json(
+                {
+                    "ucseg": __version__,
+                    "engines": [asdict(engine) for engine in engines],
+                    "self_test": [asdict(check) for check in checks],
+                    "models": models,
+                    "passed": passed,
+                }
+            )
+        else:
+            rows = [
+                (item.name, item.version or "–", ", ".join(item.precisions) or "–", item.reason) for item in engines
+            ]
+            print_table("Engines", ("engine", "version", "precisions", "why not"), rows)
+            results = [(c.engine, c.precision, "passed" if c.passed else "FAILED", c.detail) for c in checks]
+            print_table(
+                "Self-test: a phantom with a known answer", ("engine", "precision", "result", "detail"), results
+            )
+            print_table("Models, every file verified", ("model", "digest"), [(n, d[:12]) for n, d in models.items()])
+        if not passed:
+            raise BackendError("the self-test failed; results of this machine cannot be trusted.")
+        raise typer.Exit(EXIT_OK)

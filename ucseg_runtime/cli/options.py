@@ -1,0 +1,64 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Engine(StrEnum):
+    """Values of ``--engine``."""
+
+    AUTO = "auto"
+    OPENVINO = "openvino"
+    ONNXRUNTIME = "onnxruntime"
+
+
+class PrecisionOption(StrEnum):
+    """Values of ``--precision``."""
+
+    AUTO = "auto"
+    F32 = "f32"
+    BF16 = "bf16"
+
+
+class SegTypeOption(StrEnum):
+    """Values of ``--seg-type``."""
+
+    BINARY = "binary"
+    LABELMAP = "labelmap"
+    FRACTIONAL = "fractional"
+
+
+InputArgument = Annotated[
+    Path, typer.Argument(help="Folder (searched with all its subfolders) or file with DICOM images.")
+]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", help="Model folder; the shipped demo model when not given.", show_default=False),
+]
+EngineOption = Annotated[
+    Engine, typer.Option("--engine", help="Engine that runs the network; auto takes the fastest installed.")
+]
+PrecisionChoiceOption = Annotated[
+    PrecisionOption,
+    typer.Option(
+        "--precision", help="Arithmetic; auto takes the model's default where the processor has it, else f32."
+    ),
+]
+SegTypeChoiceOption = Annotated[SegTypeOption, typer.Option("--seg-type", help="Encoding of the DICOM SEG.")]
+SeriesOption = Annotated[
+    str | None, typer.Option("--series", help="Series Instance UID to use when several fit.", show_default=False)
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder already holds.")]
+NiftiOption = Annotated[
+    bool, typer.Option("--nifti", help="Write label map and uncertainty as NIfTI too (extra: nifti).")
+]
+ThreadsOption = Annotated[
+    int, typer.Option("--threads", min=0, help="Threads of the engine; 0 means every core allowed.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead of a table.")]

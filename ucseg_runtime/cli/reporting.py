@@ -1,0 +1,123 @@
+"""What every command does with errors, progress and tables. Data to standard output, the rest to standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import typer
+
+from ucseg_runtime.errors import EXIT_DEFECT, EXIT_INTERRUPTED, UcsegError
+
+DEBUG_VARIABLE = "UCSEG_DEBUG"
+
+
+@contextmanager
+def reported(as_json: bool) -> Iterator[None]:
+    """Turn errors into one line (or one JSON object) and the exit code that belongs to them."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except UcsegError as error:
+        _print_error(error.as_json(), f"{error.code} {type(error).__name__}: {error}", as_json)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing was written", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except typer.Exit:
+        raise
+    except Exception as error:  # noqa: BLE001  (the edge of the command line: a defect of ucseg, reported as such)
+        # The message of a foreign exception can hold values of the headers: only its type and place are shown.
+        if os.environ.get(DEBUG_VARIABLE):
+            traceback.print_exc()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(place.filename)}:{place.lineno}"
+        message = (
+            f"defect in ucseg: {type(error).__name__} at {where}. Set {DEBUG_VARIABLE}=1 to see the whole traceback."
+        )
+        report = {"code": "UCSEG-E199", "error": type(error).__name__, "message": message, "exit_code": EXIT_DEFECT}
+        _print_error(report, f"UCSEG-E199 {message}", as_json)
+        raise typer.Exit(EXIT_DEFECT) from None
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output. NaN becomes null, since JSON has none."""
+    typer.echo(json.dumps(_without_nan(value), indent=2, sort_keys=True))
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output, in colour on a terminal."""
+    # Imported here because `ucseg --help` must not wait for it.
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right" if _numeric(rows, index) else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+
+
+@contextmanager
+def tile_progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on a terminal, a plain line per quarter otherwise, nothing when quiet."""
+    if quiet:
+        yield lambda done, total: None
+    elif sys.stderr.isatty():
+        with _bar() as update:
+            yield update
+    else:
+        yield _quarter_lines
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TextColumn("tiles"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("tiles")
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _quarter_lines(done: int, total: int) -> None:
+    if done == total or 4 * done // total > 4 * (done - 1) // total:
+        typer.echo(f"tiles: {done} of {total}", err=True)
+
+
+def _print_error(report: Mapping[str, object], line: str, as_json: bool) -> None:
+    if as_json:
+        print_json({"error": report})
+    typer.echo(line, err=True)
+
+
+def _numeric(rows: Sequence[Sequence[str]], index: int) -> bool:
+    return bool(rows) and all(
+        row[index].replace(".", "", 1).replace("–", "").strip().isdigit() for row in rows if row[index]
+    )
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, float) and value != value:
+        return None
+    if isinstance(value, dict):
+        return {str(key): _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """Unwind, so that everything staged is removed, and leave with 128 + signal."""
+    raise SystemExit(128 + signum)

@@ -1,0 +1,111 @@
+"""``ucseg segment``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from ucseg_runtime.cli.options import (
+    Engine,
+    EngineOption,
+    InputArgument,
+    JsonOption,
+    ModelOption,
+    NiftiOption,
+    OutOption,
+    OverwriteOption,
+    PrecisionChoiceOption,
+    PrecisionOption,
+    SegTypeChoiceOption,
+    SegTypeOption,
+    SeriesOption,
+    ThreadsOption,
+)
+from ucseg_runtime.cli.reporting import print_json, print_table, reported, tile_progress
+from ucseg_runtime.config import InferenceOptions, OutputOptions
+
+if TYPE_CHECKING:
+    from ucseg_runtime.series_pipeline import SeriesResult
+
+
+def segment(
+    input: InputArgument,  # noqa: A002  (the word on the command line)
+    out: OutOption,
+    model: ModelOption = None,
+    engine: EngineOption = Engine.AUTO,
+    precision: PrecisionChoiceOption = PrecisionOption.AUTO,
+    seg_type: SegTypeChoiceOption = SegTypeOption.BINARY,
+    series: SeriesOption = None,
+    nifti: NiftiOption = False,
+    threads: ThreadsOption = 0,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out."""
+    with reported(as_json):
+        inference = InferenceOptions(
+            engine=engine.value,
+            precision=precision.value,
+            threads=threads,
+            keep_probabilities=seg_type is SegTypeOption.FRACTIONAL,
+        )
+        outputs = OutputOptions(seg_type=seg_type.value, nifti=nifti, overwrite=overwrite)
+        run_and_report(input, out, model, inference, outputs, series, as_json)
+
+
+def run_and_report(
+    source: Path,
+    out: Path,
+    model: Path | None,
+    inference: InferenceOptions,
+    outputs: OutputOptions,
+    series_uid: str | None,
+    as_json: bool,
+) -> None:
+    """Segment and print the summary. Raises what `segment_series` raises."""
+    from ucseg_runtime.model_folder import default_model_folder, load_model
+    from ucseg_runtime.series_pipeline import segment_series
+
+    loaded = load_model(model or default_model_folder())
+    with tile_progress(quiet=as_json) as progress:
+        result = segment_series(source, out, loaded, inference, outputs, series_uid, progress)
+    if as_json:
+        print_json(_as_json(result))
+    else:
+        _print_summary(result)
+
+
+def _print_summary(result: SeriesResult) -> None:
+    for note in (*result.series.notes, *_left_out(result)):
+        typer.echo(f"note: {note}", err=True)
+    engine = result.engine
+    title = f"{result.series.name}, {engine.name} {engine.precision}, {sum(result.seconds.values()):.1f} s"
+    rows = [
+        (item.name, f"{item.volume_ml:.1f}", f"{item.mean_uncertainty:.3f}" if item.voxels else "–")
+        for item in result.measurements
+    ]
+    print_table(title, ("segment", "volume ml", "mean uncertainty"), rows)
+    typer.echo(f"written to {result.folder}: {', '.join(result.files)}")
+
+
+def _left_out(result: SeriesResult) -> list[str]:
+    reasons = Counter((item.code, item.reason) for item in result.skipped)
+    files = [f"{count} files left out: {code} {reason}" for (code, reason), count in reasons.items()]
+    return [*files, *(f"{item.series.name} left out: {item.code} {item.reason}" for item in result.rejected)]
+
+
+def _as_json(result: SeriesResult) -> dict[str, object]:
+    return {
+        "series_uid": result.series.series_uid,
+        "notes": list(result.series.notes),
+        "rejected": [{"series_uid": r.series.series_uid, "code": r.code, "reason": r.reason} for r in result.rejected],
+        "skipped": [asdict(item) for item in result.skipped],
+        "engine": asdict(result.engine),
+        "measurements": [asdict(item) for item in result.measurements],
+        "files": list(result.files),
+        "seconds": result.seconds,
+    }

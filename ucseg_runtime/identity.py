@@ -1,0 +1,35 @@
+"""Who computed a result: the part of an output's identity that does not come from the images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ucseg_runtime.segmentation import EngineInfo
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Everything but the source images that decides what an output holds.
+
+    Two runs with equal identities over the same images write the same objects under the same UIDs.
+
+    Attributes:
+        model_name: Name in the manifest.
+        model_version: Version in the manifest.
+        model_digest: SHA-256 of the manifest, 64 hexadecimal digits.
+        engine: What computed the result, with version and precision.
+        settings_digest: SHA-256 of the options that can change a result, 64 hexadecimal digits.
+        ucseg_version: Version of this package.
+    """
+
+    model_name: str
+    model_version: str
+    model_digest: str
+    engine: EngineInfo
+    settings_digest: str
+    ucseg_version: str
+
+    @property
+    def engine_text(self) -> str:
+        """Engine, version, precision and device in one line."""
+        return f"{self.engine.name} {self.engine.version} {self.engine.precision} {self.engine.device}"

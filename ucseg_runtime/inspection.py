@@ -1,0 +1,118 @@
+"""What an input holds and what would become of it, without decoding a pixel."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from ucseg_runtime.dicom.instances import Series
+from ucseg_runtime.dicom.selection import Selection, select_series
+from ucseg_runtime.dicom.series import SkippedFile, scan
+from ucseg_runtime.errors import InputError, UcsegError
+
+Verdict = Literal["used", "rejected"]
+
+
+@dataclass(frozen=True)
+class SeriesReport:
+    """One series of an input.
+
+    Attributes:
+        study: Ordinal of its study within the input, from 1.
+        series_uid: (0020,000E), or a stand-in; what ``--series`` takes.
+        series_number: (0020,0011).
+        modality: (0008,0060).
+        files: Number of files.
+        rows: Of each image.
+        columns: Of each image.
+        verdict: Whether it would be segmented.
+        reason: Why it would not; notes on what was put right where it would.
+    """
+
+    study: int
+    series_uid: str
+    series_number: int | None
+    modality: str
+    files: int
+    rows: int
+    columns: int
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class InputReport:
+    """Everything that an input holds.
+
+    Attributes:
+        series: Every series, in a fixed order.
+        skipped: Files that belong to no series.
+        error: Why nothing would be segmented; None where one series would be.
+    """
+
+    series: tuple[SeriesReport, ...]
+    skipped: tuple[SkippedFile, ...]
+    error: UcsegError | None
+
+    def skipped_by_reason(self) -> dict[tuple[str, str], int]:
+        """Number of skipped files by code and reason."""
+        return dict(Counter((item.code, item.reason) for item in self.skipped))
+
+    def as_json(self) -> dict[str, object]:
+        """The report for machines."""
+        return {
+            "series": [asdict(row) for row in self.series],
+            "skipped": [asdict(item) for item in self.skipped],
+            "error": self.error.as_json() if self.error else None,
+        }
+
+
+def inspect_input(path: Path, modality: str, series_uid: str | None = None) -> InputReport:
+    """Scan an input and judge every series as `segment_series` would.
+
+    Args:
+        path: Folder or file.
+        modality: What the model was made for.
+        series_uid: Series that the caller insists on.
+
+    Raises:
+        InputError: Nothing in the input is readable as DICOM.
+    """
+    found = scan(path)
+    studies = {uid: ordinal for ordinal, uid in enumerate(dict.fromkeys(s.study_uid for s in found.series), start=1)}
+    error: InputError | None = None
+    verdicts: dict[int, tuple[Verdict, str]] = {}
+    try:
+        verdicts = _verdicts(select_series(found, modality, series_uid))
+    except InputError as raised:
+        error = raised
+    rows = (
+        _report(series, studies[series.study_uid], *verdicts.get(id(series), ("rejected", str(error))))
+        for series in found.series
+    )
+    return InputReport(tuple(rows), found.skipped, error)
+
+
+def _verdicts(selection: Selection) -> dict[int, tuple[Verdict, str]]:
+    """Verdict and reason by identity of the series."""
+    verdicts: dict[int, tuple[Verdict, str]] = {
+        id(rejected.series): ("rejected", f"{rejected.code} {rejected.reason}") for rejected in selection.rejected
+    }
+    verdicts[id(selection.chosen)] = ("used", " ".join(selection.chosen.notes))
+    return verdicts
+
+
+def _report(series: Series, study: int, verdict: Verdict, reason: str) -> SeriesReport:
+    return SeriesReport(
+        study=study,
+        series_uid=series.series_uid,
+        series_number=series.series_number,
+        modality=series.modality,
+        files=series.number_of_instances,
+        rows=series.rows,
+        columns=series.columns,
+        verdict=verdict,
+        reason=reason,
+    )

@@ -1,0 +1,232 @@
+"""From an input with DICOM files to published results: one series, start to end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from ucseg_runtime.arrays import Float32Array
+from ucseg_runtime.backends.base import Backend, BackendInfo, TileOutput
+from ucseg_runtime.backends.registry import open_backend
+from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.dicom.instances import Series
+from ucseg_runtime.dicom.reader import read_volume, source_headers
+from ucseg_runtime.dicom.selection import RejectedSeries, select_series
+from ucseg_runtime.dicom.series import SkippedFile, scan
+from ucseg_runtime.identity import RunIdentity
+from ucseg_runtime.model_folder import Model
+from ucseg_runtime.montage import write_montage
+from ucseg_runtime.nifti import write_nifti
+from ucseg_runtime.pipeline import Progress, segment_volume
+from ucseg_runtime.publish import (
+    LABELS_NIFTI,
+    MONTAGE,
+    REPORT,
+    SEGMENTATION,
+    UNCERTAINTY,
+    UNCERTAINTY_NIFTI,
+    Staging,
+    check_output_folder,
+    space_needed,
+    staged_results,
+)
+from ucseg_runtime.segmentation import EngineInfo, Segmentation, SegmentMeasurement, measure
+from ucseg_runtime.version import __version__
+from ucseg_runtime.volume import Volume
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class StageTimes:
+    """Wall time of each stage of one run, in s, in the order in which they ran."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the statements inside, and log one line."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - started
+        _LOGGER.info("%s: %.2f s", name, self.seconds[name])
+
+
+@dataclass(frozen=True)
+class SeriesResult:
+    """What became of one input.
+
+    Attributes:
+        folder: Where the results are.
+        files: Names of the published files.
+        series: The series that was segmented.
+        rejected: The other series, with reasons.
+        skipped: Files that belong to no series, with reasons.
+        measurements: One per class.
+        engine: What computed it.
+        tiles: Number of tiles that the network saw.
+        seconds: Wall time per stage.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    series: Series
+    rejected: tuple[RejectedSeries, ...]
+    skipped: tuple[SkippedFile, ...]
+    measurements: tuple[SegmentMeasurement, ...]
+    engine: EngineInfo
+    tiles: int
+    seconds: dict[str, float]
+
+
+def segment_series(
+    source: Path,
+    folder: Path,
+    model: Model,
+    inference: InferenceOptions,
+    outputs: OutputOptions,
+    series_uid: str | None = None,
+    progress: Progress | None = None,
+) -> SeriesResult:
+    """Segment the one series of an input that fits the model, and publish all results or none.
+
+    Args:
+        source: Folder or file with DICOM images.
+        folder: Folder for the results; made when missing.
+        model: Verified model folder.
+        inference: Engine, precision, threads.
+        outputs: Which objects are written.
+        series_uid: Series that the caller insists on.
+        progress: Told after every batch how many tiles are done.
+
+    Raises:
+        InputError: The input cannot be segmented as it is.
+        BackendError: The engine failed.
+        OutputError: The results could not be written; nothing of them is left.
+    """
+    check_output_folder(folder, outputs.overwrite)
+    times = StageTimes()
+    with times.stage("scan"):
+        found = scan(source)
+        selection = select_series(found, model.manifest.modality, series_uid)
+    with times.stage("read"):
+        volume = read_volume(selection.chosen)
+        sources = source_headers(selection.chosen)
+    segmentation, tiles = _segment(volume, model, inference, progress, times)
+    identity = run_identity(model, segmentation.engine, outputs)
+    measurements = measure(segmentation)
+    needed_bytes = space_needed(segmentation.geometry.shape, len(segmentation.classes), outputs)
+    with times.stage("write"), staged_results(folder, outputs.overwrite, needed_bytes) as staging:
+        _write_all(staging, volume, segmentation, measurements, sources, identity, outputs)
+        files = staging.publish(_record(selection.chosen, sources, identity, outputs, measurements))
+    return SeriesResult(
+        folder=folder,
+        files=files,
+        series=selection.chosen,
+        rejected=selection.rejected,
+        skipped=found.skipped,
+        measurements=measurements,
+        engine=segmentation.engine,
+        tiles=tiles,
+        seconds=times.seconds,
+    )
+
+
+def run_identity(model: Model, engine: EngineInfo, outputs: OutputOptions) -> RunIdentity:
+    """Everything but the images that decides what the outputs hold."""
+    settings = json.dumps({"seg_type": outputs.seg_type}, sort_keys=True)
+    return RunIdentity(
+        model_name=model.manifest.name,
+        model_version=model.manifest.version,
+        model_digest=model.digest,
+        engine=engine,
+        settings_digest=hashlib.sha256(settings.encode()).hexdigest(),
+        ucseg_version=__version__,
+    )
+
+
+def _segment(
+    volume: Volume, model: Model, inference: InferenceOptions, progress: Progress | None, times: StageTimes
+) -> tuple[Segmentation, int]:
+    """The segmentation and the number of tiles; times the network apart from what surrounds it."""
+    with ExitStack() as stack:
+        with times.stage("load model"):
+            backend = _TimedBackend(stack.enter_context(open_backend(model, inference)))
+        with times.stage("before and after network"):
+            segmentation = segment_volume(volume, model.manifest, backend, inference, progress)
+    times.seconds["before and after network"] -= backend.seconds
+    times.seconds["network"] = backend.seconds
+    return segmentation, backend.tiles
+
+
+class _TimedBackend:
+    """A backend that notes how long the engine takes."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.seconds = 0.0
+        self.tiles = 0
+
+    @property
+    def info(self) -> BackendInfo:
+        return self._backend.info
+
+    def infer(self, tiles: Float32Array, *, with_logits: bool = False) -> TileOutput:
+        started = time.perf_counter()
+        output = self._backend.infer(tiles, with_logits=with_logits)
+        self.seconds += time.perf_counter() - started
+        self.tiles += len(tiles)
+        return output
+
+
+def _write_all(
+    staging: Staging,
+    volume: Volume,
+    segmentation: Segmentation,
+    measurements: Sequence[SegmentMeasurement],
+    sources: Sequence[Dataset],
+    identity: RunIdentity,
+    outputs: OutputOptions,
+) -> None:
+    # Loading highdicom takes most of a second, which an input that is refused should not cost.
+    from ucseg_runtime.dicom.pmap_writer import write_pmap
+    from ucseg_runtime.dicom.seg_writer import write_seg
+    from ucseg_runtime.dicom.sr_writer import write_sr
+
+    seg = write_seg(staging.path(SEGMENTATION), segmentation, sources, identity, outputs.seg_type)
+    pmap = write_pmap(staging.path(UNCERTAINTY), segmentation, sources, identity)
+    write_sr(staging.path(REPORT), segmentation, measurements, sources, identity, seg, pmap)
+    write_montage(staging.path(MONTAGE), volume, segmentation)
+    if outputs.nifti:
+        write_nifti(staging.path(LABELS_NIFTI), segmentation.label_map, segmentation.geometry)
+        write_nifti(staging.path(UNCERTAINTY_NIFTI), segmentation.uncertainty, segmentation.geometry)
+
+
+def _record(
+    series: Series,
+    sources: Sequence[Dataset],
+    identity: RunIdentity,
+    outputs: OutputOptions,
+    measurements: Sequence[SegmentMeasurement],
+) -> dict[str, object]:
+    """What proves that the series is done. No times, hosts or paths: equal runs write equal records."""
+    return {
+        "schema_version": 1,
+        "study_uid": series.study_uid,
+        "series_uid": series.series_uid,
+        "source_sop_uids": [str(source.SOPInstanceUID) for source in sources],
+        "notes": list(series.notes),
+        "identity": asdict(identity),
+        "settings": {"seg_type": outputs.seg_type, "nifti": outputs.nifti},
+        "measurements": [asdict(item) for item in measurements],
+    }
