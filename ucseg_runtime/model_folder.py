@@ -13,6 +13,8 @@ from ucseg_runtime.errors import ArtifactMismatchError, ManifestError, ModelErro
 from ucseg_runtime.manifest import MANIFEST_NAME, Artifact, Manifest, manifest_from_json
 from ucseg_runtime.onnx_scan import objections
 
+DEMO_MODEL = "torso-ct-demo"
+
 _MAX_MANIFEST_BYTES = 1 << 20
 _DIGEST_PREFIX = 12
 _RESTORE = "Restore the folder from where it came from, or export the model again."
@@ -88,6 +90,15 @@ def find_model(name: str, extra: Path | None = None) -> Path:
     return models[name]
 
 
+def default_model_folder() -> Path:
+    """Folder of the demo model that ships with ucseg.
+
+    Raises:
+        ModelError: The installation is incomplete.
+    """
+    return find_model(DEMO_MODEL)
+
+
 def _verified(folder: Path, key: str, artifact: Artifact) -> bytes:
     try:
         content = _read_plain_file(folder / artifact.file, artifact.size)
@@ -124,19 +135,10 @@ def _read_plain_file(path: Path, limit: int) -> bytes:
     """Content of a regular file, at most one byte more than `limit`; links, pipes and devices raise OSError."""
     # Without O_NONBLOCK opening a pipe would wait for ever.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
-    with open(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(None, "not a plain file")
-        return file.read(limit + 1)
-
-
-DEMO_MODEL = "torso-ct-demo"
-
-
-def default_model_folder() -> Path:
-    """Folder of the demo model that ships with ucseg.
-
-    Raises:
-        ModelError: The installation is incomplete.
-    """
-    return find_model(DEMO_MODEL)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limit + 1)
+    finally:
+        os.close(descriptor)

@@ -138,6 +138,20 @@ def with_foreign_operator_in_a_branch() -> onnx.ModelProto:
     return small_graph(helper.make_node("If", ["IMAGE"], ["RESULT"], then_branch=branch, else_branch=branch))
 
 
+def with_foreign_operator_in_a_list_of_branches() -> onnx.ModelProto:
+    return small_graph(helper.make_node("Relu", ["IMAGE"], ["RESULT"], graphs=[small_graph(relu("evil")).graph]))
+
+
+def with_external_tensor_in_a_list() -> onnx.ModelProto:
+    return small_graph(helper.make_node("Relu", ["IMAGE"], ["RESULT"], tensors=[external_tensor()]))
+
+
+def with_external_sparse_weights() -> onnx.ModelProto:
+    model = small_graph(relu())
+    model.graph.sparse_initializer.add().values.CopyFrom(external_tensor())
+    return model
+
+
 def with_own_function() -> onnx.ModelProto:
     function = helper.make_function("own", "F", ["IMAGE"], ["RESULT"], [relu("evil")], [helper.make_opsetid("", 17)])
     return small_graph(relu(), functions=[function])
@@ -148,6 +162,9 @@ def with_own_function() -> onnx.ModelProto:
     [
         (with_external_weights, "weights in another file"),
         (with_external_constant, "weights in another file"),
+        (with_external_tensor_in_a_list, "weights in another file"),
+        (with_external_sparse_weights, "weights in another file"),
+        (with_foreign_operator_in_a_list_of_branches, "operators of a foreign domain"),
         (with_foreign_operator, "operators of a foreign domain"),
         (with_foreign_operator_in_a_branch, "operators of a foreign domain"),
         (with_own_function, "functions of its own"),

@@ -1,5 +1,6 @@
 """DICOM in and out: the only part that knows pydicom and highdicom.
 
-Reading: `scan` finds the series of a folder, `select_series` chooses one and says why not the others, `read_volume`
-turns it into voxels. Writers stand in modules of their own and are imported from there, because they load highdicom.
+Reading: `series.scan` finds the series of a folder, `selection.select_series` chooses one and says why not the others,
+`reader.read_volume` turns it into voxels. The writers load highdicom, so nothing is imported here: the program that
+decodes pixels in a process of its own has to start quickly.
 """

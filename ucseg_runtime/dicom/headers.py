@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import re
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +14,11 @@ from typing import BinaryIO
 
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_dataset, read_partial
-from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
+from ucseg_runtime.dicom.elements import UNREADABLE, code_of, integer_of, numbers_of, text_of, texts_of, uid_of
 from ucseg_runtime.dicom.files import FoundFile, open_regular
 from ucseg_runtime.dicom.instances import (
     UNDEFINED_LENGTH,
@@ -37,27 +33,8 @@ from ucseg_runtime.dicom.instances import (
 )
 from ucseg_runtime.dicom.transfer_syntaxes import syntax_name
 
-UNREADABLE = (
-    InvalidDicomError,
-    NotImplementedError,
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    AssertionError,
-    struct.error,
-    zlib.error,
-    RecursionError,
-    MemoryError,
-)
-"""What pydicom was seen to raise on damaged files; anything else is a defect and surfaces as one."""
-
 _PREAMBLE_BYTES = 132
 _LONGEST_HEADER_VALUE = 64 * 1024
-_LARGEST_NUMBER = 1e9
 _PIXEL_TAGS = frozenset({Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")})
 _WRONG_ENCODING_WARNINGS = ("Expected implicit VR", "Expected explicit VR")
 _KEYWORDS = (
@@ -228,15 +205,15 @@ def _read_file_meta(stream: BinaryIO) -> Dataset:
         stop_when=lambda tag, _vr, _length: tag >> 16 != 0x0002,
         defer_size=_LONGEST_HEADER_VALUE,
     )
-    if not _text(meta, "TransferSyntaxUID"):
+    if not text_of(meta, "TransferSyntaxUID"):
         raise RefusedFileError("UCSEG-E103", "names no transfer syntax in its file meta information")
     return meta
 
 
 def _refuse_by_meta(meta: Dataset) -> None:
-    if _text(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
+    if text_of(meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise RefusedFileError("UCSEG-E121", "is a DICOMDIR; the files themselves are read, not their directory")
-    syntax = _text(meta, "TransferSyntaxUID")
+    syntax = text_of(meta, "TransferSyntaxUID")
     if not UID(syntax).is_valid:
         raise RefusedFileError("UCSEG-E105", "names a transfer syntax that is not a valid UID")
     if syntax == DeflatedExplicitVRLittleEndian:
@@ -252,7 +229,7 @@ def _refuse_wrong_encoding(caught: list[warnings.WarningMessage]) -> None:
 
 def _instance(found: FoundFile, header: _Header, stream: BufferedReader) -> Instance:
     dataset, meta = header.dataset, header.meta
-    uid = _uid(dataset, "SOPInstanceUID") or _uid(meta, "MediaStorageSOPInstanceUID")
+    uid = uid_of(dataset, "SOPInstanceUID") or uid_of(meta, "MediaStorageSOPInstanceUID")
     return Instance(
         path=found.path,
         ordinal=found.ordinal,
@@ -260,21 +237,21 @@ def _instance(found: FoundFile, header: _Header, stream: BufferedReader) -> Inst
         file_size=found.size,
         modified_ns=found.modified_ns,
         dataset_offset=header.dataset_offset,
-        transfer_syntax=_text(meta, "TransferSyntaxUID"),
-        sop_class_uid=_uid(dataset, "SOPClassUID") or _uid(meta, "MediaStorageSOPClassUID"),
+        transfer_syntax=text_of(meta, "TransferSyntaxUID"),
+        sop_class_uid=uid_of(dataset, "SOPClassUID") or uid_of(meta, "MediaStorageSOPClassUID"),
         sop_instance_uid=uid or stand_in_uid("instance", content_digest(stream, header.dataset_offset)),
-        study_uid=_uid(dataset, "StudyInstanceUID"),
-        series_uid=_uid(dataset, "SeriesInstanceUID"),
-        frame_of_reference_uid=_uid(dataset, "FrameOfReferenceUID"),
+        study_uid=uid_of(dataset, "StudyInstanceUID"),
+        series_uid=uid_of(dataset, "SeriesInstanceUID"),
+        frame_of_reference_uid=uid_of(dataset, "FrameOfReferenceUID"),
         patient_key=_patient_key(dataset),
-        modality=_code(dataset, "Modality"),
-        series_number=_integer(dataset, "SeriesNumber"),
-        instance_number=_integer(dataset, "InstanceNumber"),
-        image_type=tuple(part.strip().upper() for part in _texts(dataset, "ImageType")),
+        modality=code_of(dataset, "Modality"),
+        series_number=integer_of(dataset, "SeriesNumber"),
+        instance_number=integer_of(dataset, "InstanceNumber"),
+        image_type=tuple(part.strip().upper() for part in texts_of(dataset, "ImageType")),
         acquisition=Acquisition(
-            _integer(dataset, "AcquisitionNumber"),
-            _integer(dataset, "TemporalPositionIdentifier"),
-            _integer(dataset, "EchoNumbers"),
+            integer_of(dataset, "AcquisitionNumber"),
+            integer_of(dataset, "TemporalPositionIdentifier"),
+            integer_of(dataset, "EchoNumbers"),
         ),
         placement=_placement(dataset),
         pixel_format=_pixel_format(dataset),
@@ -291,14 +268,14 @@ def content_digest(stream: BufferedReader, offset: int) -> str:
 
 def _patient_key(dataset: Dataset) -> str:
     keywords = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate")
-    identity = "\n".join(_text(dataset, keyword).upper().rstrip("^ ") for keyword in keywords)
+    identity = "\n".join(text_of(dataset, keyword).upper().rstrip("^ ") for keyword in keywords)
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def _placement(dataset: Dataset) -> Placement:
-    position = _numbers(dataset, "ImagePositionPatient", 3)
-    orientation = _numbers(dataset, "ImageOrientationPatient", 6)
-    spacing = _numbers(dataset, "PixelSpacing", 2)
+    position = numbers_of(dataset, "ImagePositionPatient", 3)
+    orientation = numbers_of(dataset, "ImageOrientationPatient", 6)
+    spacing = numbers_of(dataset, "PixelSpacing", 2)
     placed: Point | None = None if position is None else (position[0], position[1], position[2])
     turned: Cosines | None = None
     if orientation is not None:
@@ -309,15 +286,15 @@ def _placement(dataset: Dataset) -> Placement:
 
 def _pixel_format(dataset: Dataset) -> PixelFormat:
     return PixelFormat(
-        rows=_integer(dataset, "Rows") or 0,
-        columns=_integer(dataset, "Columns") or 0,
-        frames=_integer(dataset, "NumberOfFrames") or 1,
-        samples=_integer(dataset, "SamplesPerPixel") or 1,
-        photometric=_code(dataset, "PhotometricInterpretation"),
-        bits_allocated=_integer(dataset, "BitsAllocated") or 0,
-        bits_stored=_integer(dataset, "BitsStored") or 0,
-        high_bit=_integer(dataset, "HighBit") or 0,
-        signed=_integer(dataset, "PixelRepresentation") == 1,
+        rows=integer_of(dataset, "Rows") or 0,
+        columns=integer_of(dataset, "Columns") or 0,
+        frames=integer_of(dataset, "NumberOfFrames") or 1,
+        samples=integer_of(dataset, "SamplesPerPixel") or 1,
+        photometric=code_of(dataset, "PhotometricInterpretation"),
+        bits_allocated=integer_of(dataset, "BitsAllocated") or 0,
+        bits_stored=integer_of(dataset, "BitsStored") or 0,
+        high_bit=integer_of(dataset, "HighBit") or 0,
+        signed=integer_of(dataset, "PixelRepresentation") == 1,
     )
 
 
@@ -325,52 +302,5 @@ def _rescale(dataset: Dataset) -> tuple[float, float] | None:
     """Slope and intercept, each with its own default when the attribute is absent."""
     if "RescaleSlope" not in dataset and "RescaleIntercept" not in dataset:
         return 1.0, 0.0
-    slope, intercept = _numbers(dataset, "RescaleSlope", 1), _numbers(dataset, "RescaleIntercept", 1)
+    slope, intercept = numbers_of(dataset, "RescaleSlope", 1), numbers_of(dataset, "RescaleIntercept", 1)
     return None if slope is None or intercept is None or slope[0] == 0.0 else (slope[0], intercept[0])
-
-
-def _values(dataset: Dataset, keyword: str) -> list[object]:
-    """The values of an element as a list; empty when it is missing, empty or cannot be converted."""
-    try:
-        value = dataset.get(keyword)
-    except UNREADABLE:
-        return []
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple | MultiValue) else [value]
-
-
-def _texts(dataset: Dataset, keyword: str) -> list[str]:
-    return [str(value) for value in _values(dataset, keyword)]
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    return next(iter(_texts(dataset, keyword)), "").strip(" \0")
-
-
-def _uid(dataset: Dataset, keyword: str) -> str:
-    """Digits and dots, at most 64; empty for anything else. Leading zeros are forbidden but common, and kept."""
-    text = _text(dataset, keyword)
-    return text if re.fullmatch(r"[0-9.]{1,64}", text) else ""
-
-
-def _code(dataset: Dataset, keyword: str) -> str:
-    """A defined term; empty when the value could be free text, which must not reach a message."""
-    text = _text(dataset, keyword).upper()
-    return text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else ""
-
-
-def _numbers(dataset: Dataset, keyword: str, count: int) -> list[float] | None:
-    """Exactly `count` numbers of a size that arithmetic can bear, or None."""
-    try:
-        numbers = [float(str(value)) for value in _values(dataset, keyword)]
-    except ValueError:
-        return None
-    return numbers if len(numbers) == count and all(abs(number) < _LARGEST_NUMBER for number in numbers) else None
-
-
-def _integer(dataset: Dataset, keyword: str) -> int | None:
-    try:
-        return int(str(_values(dataset, keyword)[0]))
-    except (IndexError, ValueError):
-        return None

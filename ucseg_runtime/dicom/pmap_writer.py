@@ -32,6 +32,10 @@ SCALE = 65535
 """Stored value of an uncertainty of 1."""
 
 _KIND = "uncertainty"
+_UNPAIRED = frozenset(
+    {"ABDOMEN", "ABDOMENPELVIS", "BRAIN", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS", "HEAD", "HEADNECK", "NECK"}
+    | {"PELVIS", "SPINE", "WHOLEBODY"}
+)
 
 
 def write_pmap(
@@ -60,7 +64,7 @@ def write_pmap(
         study = source_study(sources, segmentation.geometry, identity)
         dataset = _parametric_map(stored, study, identity)
         finish(dataset, study, _KIND)
-        dataset.BodyPartExamined = study.header.get("BodyPartExamined", "")
+        _add_body_part(dataset, study.header)
     save(dataset, path)
     _check_complete(check_frames(path, segmentation.geometry, lambda frame: stored[frame.z]), len(stored))
     return read_header(path)
@@ -110,6 +114,18 @@ def _parametric_map(stored: npt.NDArray[np.uint16], study: SourceStudy, identity
         series_description="ucseg uncertainty",
     )
     return dataset
+
+
+def _add_body_part(dataset: Dataset, header: Dataset) -> None:
+    """Name the body part where it is one without sides; else the side, empty where it is not known.
+
+    Source: DICOM PS3.3 C.7.3.1: Laterality (0020,0060) is of type 2C, required where the body part may be a paired one.
+    """
+    body_part, side = str(header.get("BodyPartExamined")), str(header.get("Laterality"))
+    if body_part in _UNPAIRED:
+        dataset.BodyPartExamined = body_part
+    else:
+        dataset.Laterality = side if side in {"L", "R"} else ""
 
 
 def _mapping() -> hd.pm.RealWorldValueMapping:

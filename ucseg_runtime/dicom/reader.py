@@ -9,11 +9,13 @@ from time import perf_counter
 
 import numpy as np
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from ucseg_runtime.dicom.checks import require_readable_pixels, require_slice_images
 from ucseg_runtime.dicom.decoding import DecodeLimits, DecoderProcess
+from ucseg_runtime.dicom.elements import UNREADABLE
 from ucseg_runtime.dicom.encapsulation import single_frame
-from ucseg_runtime.dicom.headers import UNREADABLE, open_unchanged, quiet_pydicom, read_whole_header
+from ucseg_runtime.dicom.headers import open_unchanged, quiet_pydicom, read_whole_header
 from ucseg_runtime.dicom.instances import Instance, Series
 from ucseg_runtime.dicom.intensities import (
     StoredArray,
@@ -59,7 +61,7 @@ def read_volume(series: Series, limits: DecodeLimits | None = None) -> Volume:
 
 
 def source_headers(series: Series) -> list[Dataset]:
-    """All attributes but the pixels of every file, in slice order, with stand-ins for empty identifiers.
+    """All readable attributes but the pixels of every file, in slice order, with stand-ins for empty identifiers.
 
     Raises:
         InputError: A file cannot be read any more, or changed since the scan.
@@ -77,12 +79,25 @@ def _source_header(series: Series, instance: Instance) -> Dataset:
             hint="Keep the input unchanged while it is being segmented.",
             code="UCSEG-E102",
         ) from error
-    header.SOPClassUID = instance.sop_class_uid
-    header.SOPInstanceUID = instance.sop_instance_uid
-    header.StudyInstanceUID = series.study_uid
-    header.SeriesInstanceUID = series.series_uid
-    header.FrameOfReferenceUID = series.frame_of_reference_uid
+    _drop_unreadable_elements(header)
+    for keyword, value in (
+        ("SOPClassUID", instance.sop_class_uid),
+        ("SOPInstanceUID", instance.sop_instance_uid),
+        ("StudyInstanceUID", series.study_uid),
+        ("SeriesInstanceUID", series.series_uid),
+        ("FrameOfReferenceUID", series.frame_of_reference_uid),
+    ):
+        header.add_new(Tag(keyword), "UI", value)
     return header
+
+
+def _drop_unreadable_elements(header: Dataset) -> None:
+    """Remove what pydicom cannot convert, so that it does not fail whoever copies the header."""
+    for tag in list(header.keys()):
+        try:
+            header[tag]
+        except UNREADABLE:
+            del header[tag]
 
 
 def _stored_values(series: Series, limits: DecodeLimits) -> StoredArray:

@@ -19,6 +19,7 @@ _SPACING_TOLERANCE_MM = 1e-3
 _POSITION_TOLERANCE_MM = 0.1
 _RELATIVE_STEP_TOLERANCE = 0.01
 _SAME_POSITION_MM = 0.05
+_LISTED_GROUPS = 6
 _EXPORT_AGAIN = "Export the series again."
 
 _Value = TypeVar("_Value")
@@ -202,8 +203,9 @@ def _listed_acquisitions(slices: Sequence[Instance]) -> str:
         ("temporal positions", [item.acquisition.temporal_position for item in slices]),
         ("echo numbers", [item.acquisition.echo_number for item in slices]),
     ):
-        counts = Counter("none" if number is None else str(number) for number in numbers)
-        groups.append(f"{name}: " + ", ".join(f"{number} ({count} files)" for number, count in sorted(counts.items())))
+        counts = Counter("none" if number is None else str(number) for number in numbers).most_common()
+        listed = ", ".join(f"{number} ({count} files)" for number, count in counts[:_LISTED_GROUPS])
+        groups.append(f"{name}: {listed}{' …' if len(counts) > _LISTED_GROUPS else ''}")
     return "; ".join(groups)
 
 

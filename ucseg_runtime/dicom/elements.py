@@ -1,0 +1,83 @@
+"""Values of header elements, whatever a file claims them to be: converted, or taken as absent."""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+
+from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.multival import MultiValue
+
+UNREADABLE = (
+    InvalidDicomError,
+    BytesLengthException,
+    NotImplementedError,
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+    RecursionError,
+    MemoryError,
+)
+"""What pydicom was seen to raise on damaged files; anything else is a defect and surfaces as one."""
+
+_LARGEST_NUMBER = 1e9
+
+
+def values_of(dataset: Dataset, keyword: str) -> list[object]:
+    """The values of an element as a list; empty when it is missing, empty or cannot be converted."""
+    try:
+        value = dataset.get(keyword)
+    except UNREADABLE:
+        return []
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple | MultiValue) else [value]
+
+
+def texts_of(dataset: Dataset, keyword: str) -> list[str]:
+    """All values as text."""
+    return [str(value) for value in values_of(dataset, keyword)]
+
+
+def text_of(dataset: Dataset, keyword: str) -> str:
+    """The first value as text without padding; empty when there is none."""
+    return next(iter(texts_of(dataset, keyword)), "").strip(" \0")
+
+
+def uid_of(dataset: Dataset, keyword: str) -> str:
+    """Digits and dots, at most 64; empty for anything else. Leading zeros are forbidden but common, and kept."""
+    text = text_of(dataset, keyword)
+    return text if re.fullmatch(r"[0-9.]{1,64}", text) else ""
+
+
+def code_of(dataset: Dataset, keyword: str) -> str:
+    """A defined term; empty when the value could be free text, which must not reach a message."""
+    text = text_of(dataset, keyword).upper()
+    return text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else ""
+
+
+def numbers_of(dataset: Dataset, keyword: str, count: int) -> list[float] | None:
+    """Exactly `count` numbers of a size that arithmetic can bear, or None."""
+    try:
+        numbers = [float(str(value)) for value in values_of(dataset, keyword)]
+    except ValueError:
+        return None
+    return numbers if len(numbers) == count and all(abs(number) < _LARGEST_NUMBER for number in numbers) else None
+
+
+def integer_of(dataset: Dataset, keyword: str) -> int | None:
+    """The first value as a whole number, or None."""
+    try:
+        number = float(str(values_of(dataset, keyword)[0]))
+    except (IndexError, ValueError):
+        return None
+    return int(number) if number.is_integer() else None
