@@ -62,7 +62,7 @@ class NotDicomError(InputError):
 
 
 class SeriesSelectionError(InputError):
-    """No series, or more than one, fits the model; the reasons are in the message."""
+    """No series fits the model; the reasons are in the message."""
 
     default_code = "UCSEG-E121"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ucseg_runtime.dicom.instances import Series
-from ucseg_runtime.dicom.selection import Selection, select_series
+from ucseg_runtime.dicom.selection import Selection, select_series, unusable_because
 from ucseg_runtime.dicom.series import SkippedFile, scan
 from ucseg_runtime.errors import InputError, UcsegError
 
@@ -83,15 +83,12 @@ def inspect_input(path: Path, modality: str, series_uid: str | None = None) -> I
     found = scan(path)
     studies = {uid: ordinal for ordinal, uid in enumerate(dict.fromkeys(s.study_uid for s in found.series), start=1)}
     error: InputError | None = None
-    verdicts: dict[int, tuple[Verdict, str]] = {}
     try:
         verdicts = _verdicts(select_series(found, modality, series_uid))
     except InputError as raised:
         error = raised
-    rows = (
-        _report(series, studies[series.study_uid], *verdicts.get(id(series), ("rejected", str(error))))
-        for series in found.series
-    )
+        verdicts = {id(series): ("rejected", _why_not(series, modality)) for series in found.series}
+    rows = (_report(series, studies[series.study_uid], *verdicts[id(series)]) for series in found.series)
     return InputReport(tuple(rows), found.skipped, error)
 
 
@@ -102,6 +99,11 @@ def _verdicts(selection: Selection) -> dict[int, tuple[Verdict, str]]:
     }
     verdicts[id(selection.chosen)] = ("used", " ".join(selection.chosen.notes))
     return verdicts
+
+
+def _why_not(series: Series, modality: str) -> str:
+    failure = unusable_because(series, modality)
+    return f"{failure.code} {failure}" if failure else "Not the series that was asked for."
 
 
 def _report(series: Series, study: int, verdict: Verdict, reason: str) -> SeriesReport:

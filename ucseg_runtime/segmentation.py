@@ -71,10 +71,12 @@ class SegmentMeasurement:
 
 def measure(segmentation: Segmentation) -> tuple[SegmentMeasurement, ...]:
     """Volume and mean uncertainty of every class, in the order of the labels, empty ones included."""
-    labels = segmentation.label_map.ravel()
     bins = len(segmentation.classes) + 1
-    voxels = np.bincount(labels, minlength=bins)
-    uncertainty = np.bincount(labels, weights=segmentation.uncertainty.ravel(), minlength=bins)
+    voxels, uncertainty = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.float64)
+    # Slice by slice: counting widens labels and weights to 8 bytes each.
+    for labels, values in zip(segmentation.label_map, segmentation.uncertainty, strict=True):
+        voxels += np.bincount(labels.ravel(), minlength=bins)
+        uncertainty += np.bincount(labels.ravel(), weights=values.ravel(), minlength=bins)
     return tuple(
         SegmentMeasurement(
             label=item.label,

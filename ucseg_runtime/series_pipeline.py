@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -24,7 +24,7 @@ from ucseg_runtime.dicom.series import SkippedFile, scan
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.montage import write_montage
-from ucseg_runtime.nifti import write_nifti
+from ucseg_runtime.nifti import require_nibabel, write_nifti
 from ucseg_runtime.pipeline import Progress, segment_volume
 from ucseg_runtime.publish import (
     LABELS_NIFTI,
@@ -115,6 +115,9 @@ def segment_series(
         OutputError: The results could not be written; nothing of them is left.
     """
     check_output_folder(folder, outputs.overwrite)
+    if outputs.nifti:
+        require_nibabel()
+    inference = replace(inference, keep_probabilities=outputs.seg_type == "fractional")
     times = StageTimes()
     with times.stage("scan"):
         found = scan(source)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ from typer.testing import CliRunner, Result
 from tests.model_phantom import ModelPhantom
 from tests.phantoms import PHI_CANARIES, CtPhantom, write_ct_series
 from ucseg_runtime.cli.app import app
+from ucseg_runtime.cli.reporting import print_table
 from ucseg_runtime.publish import RESULT_NAMES
+from ucseg_runtime.selftest import SelfTestResult
 
 PHANTOM = CtPhantom(shape=(20, 40, 48))
 
@@ -162,6 +166,19 @@ def test_inspect_says_which_series_is_used_and_why_not_the_other(study: Path, mo
     assert_no_patient_data(result.output)
 
 
+def test_inspect_gives_every_series_its_own_reason_and_the_exit_code_of_the_input(model: Path, tmp_path: Path) -> None:
+    write_ct_series(tmp_path / "gap", PHANTOM, omit=(7,))
+    write_ct_series(tmp_path / "mr", CtPhantom(shape=(5, 40, 48), series_number=2, modality="MR"))
+
+    result = run("inspect", tmp_path, "--model", model, "--json")
+
+    assert result.exit_code == 3
+    reasons = {row["modality"]: row["reason"] for row in json.loads(result.stdout)["series"]}
+    assert "5.00 mm apart" in reasons["CT"]
+    assert "mm apart" not in reasons["MR"]
+    assert run("inspect", tmp_path, "--model", model).exit_code == 3
+
+
 def test_models_lists_classes_and_digest_of_a_given_model(model: Path) -> None:
     result = run("models", "--model", model, "--json")
 
@@ -177,6 +194,34 @@ def test_doctor_passes_its_self_test_on_every_engine() -> None:
     assert result.exit_code == 0
     assert {check["engine"] for check in report["self_test"]} >= {"openvino", "onnxruntime"}
     assert all(check["passed"] for check in report["self_test"])
+
+
+def test_doctor_with_a_wrong_answer_prints_one_document_and_exits_with_5(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = SelfTestResult("openvino", "f32", passed=False, detail="7 voxels with a wrong label")
+    monkeypatch.setattr("ucseg_runtime.selftest.run_self_test", lambda: (wrong,))
+
+    result = run("doctor", "--json")
+
+    assert result.exit_code == 5
+    assert json.loads(result.stdout)["error"]["code"] == "UCSEG-E140"
+
+
+def test_tables_show_square_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table("extras [a]", ("hint",), [("pip install 'ucseg[onnxruntime]'",)])
+
+    assert "ucseg[onnxruntime]" in capsys.readouterr().out
+
+
+def test_segment_stopped_by_a_signal_leaves_nothing_and_says_so(
+    study: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ucseg_runtime.series_pipeline.write_montage", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--json")
+
+    assert result.exit_code == 143
+    assert json.loads(result.stdout)["error"]["code"] == "UCSEG-E198"
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_defect_is_one_line_with_exit_code_1_and_no_value(

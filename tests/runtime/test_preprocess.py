@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.volume_phantom import OBLIQUE, STRAIGHT, centred_geometry, orientations
-from ucseg_runtime.manifest import PiecewiseLinear, Preprocessing, ZScore
+from ucseg_runtime.manifest import PiecewiseLinear, Preprocessing
 from ucseg_runtime.preprocess import apply_intensity, model_grid, orientation_to_lps, preprocess
 from ucseg_runtime.tiling import Tile
 from ucseg_runtime.volume import Volume
@@ -75,24 +75,6 @@ def test_grid_coarser_than_the_volume_keeps_one_voxel() -> None:
 def test_piecewise_linear_intensity_interpolates_and_holds_the_ends() -> None:
     voxels = np.array([-1000, -100, -50, 0, 150, 300, 3000], dtype=np.float32)
     np.testing.assert_allclose(apply_intensity(voxels, WINDOW), [0, 0, 0.25, 0.5, 0.75, 1, 1], atol=1e-6)
-
-
-def test_z_score_gives_mean_zero_and_deviation_one() -> None:
-    voxels = np.random.default_rng(0).normal(40, 12, size=(8, 8, 8)).astype(np.float32)
-    normalised = apply_intensity(voxels, ZScore())
-    assert normalised.mean() == pytest.approx(0.0, abs=1e-5)
-    assert normalised.std() == pytest.approx(1.0, abs=1e-5)
-
-
-def test_z_score_over_nonzero_voxels_ignores_the_zeros() -> None:
-    voxels = np.array([0, 0, 0, 10, 20, 30], dtype=np.float32)
-    assert apply_intensity(voxels, ZScore(over="nonzero"))[3:].mean() == pytest.approx(0.0, abs=1e-6)
-
-
-@pytest.mark.parametrize("over", ["all", "nonzero"])
-def test_z_score_of_a_constant_volume_is_finite(over: str) -> None:
-    rule = ZScore.model_validate({"over": over})
-    np.testing.assert_array_equal(apply_intensity(np.zeros((2, 2, 2), np.float32), rule), 0.0)
 
 
 def test_voxels_below_air_count_as_air() -> None:

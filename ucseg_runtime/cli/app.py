@@ -35,7 +35,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log one line per stage on standard error.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log stages and their durations.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
     ] = False,

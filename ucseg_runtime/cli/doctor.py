@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
 from ucseg_runtime.cli.options import JsonOption
 from ucseg_runtime.cli.reporting import print_json, print_table, reported
-from ucseg_runtime.errors import EXIT_OK
+from ucseg_runtime.errors import EXIT_OK, BackendError, BackendUnavailableError, ModelError, UcsegError
+
+if TYPE_CHECKING:
+    from ucseg_runtime.selftest import SelfTestResult
 
 
 def doctor(as_json: JsonOption = False) -> None:
     """Say what this machine can run, and segment a phantom on every engine to check the answer."""
     with reported(as_json):
         from ucseg_runtime.backends.registry import engine_status
-        from ucseg_runtime.errors import BackendError
         from ucseg_runtime.model_folder import available_models, load_model
         from ucseg_runtime.selftest import run_self_test
         from ucseg_runtime.version import __version__
 
         engines, checks = engine_status(), run_self_test()
         models = {name: load_model(folder).digest for name, folder in available_models().items()}
-        passed = bool(checks) and all(check.passed for check in checks)
+        problem = _problem(checks, models)
         if as_json:
             print_json(
                 {
@@ -30,7 +34,8 @@ def doctor(as_json: JsonOption = False) -> None:
                     "engines": [asdict(engine) for engine in engines],
                     "self_test": [asdict(check) for check in checks],
                     "models": models,
-                    "passed": passed,
+                    "passed": problem is None,
+                    "error": problem.as_json() if problem else None,
                 }
             )
         else:
@@ -43,6 +48,17 @@ def doctor(as_json: JsonOption = False) -> None:
                 "Self-test: a phantom with a known answer", ("engine", "precision", "result", "detail"), results
             )
             print_table("Models, every file verified", ("model", "digest"), [(n, d[:12]) for n, d in models.items()])
-        if not passed:
-            raise BackendError("the self-test failed; results of this machine cannot be trusted.")
-        raise typer.Exit(EXIT_OK)
+        if problem is not None and not as_json:
+            raise problem
+        raise typer.Exit(problem.exit_code if problem else EXIT_OK)
+
+
+def _problem(checks: Sequence[SelfTestResult], models: Mapping[str, str]) -> UcsegError | None:
+    """What makes this installation unfit, the gravest first."""
+    if not checks:
+        return BackendUnavailableError("no engine can be used here.", hint="Install ucseg again: pip install ucseg.")
+    if not all(check.passed for check in checks):
+        return BackendError("the self-test failed; results of this machine cannot be trusted.")
+    if not models:
+        return ModelError("the shipped model is missing.", hint="Install ucseg again: pip install ucseg.")
+    return None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import typer
+
 from ucseg_runtime.cli.options import InputArgument, JsonOption, ModelOption, SeriesOption
 from ucseg_runtime.cli.reporting import print_json, print_table, reported
+from ucseg_runtime.errors import EXIT_OK
 
 
 def inspect(
@@ -20,7 +23,7 @@ def inspect(
         report = inspect_input(input, load_model(model or default_model_folder()).manifest.modality, series)
         if as_json:
             print_json(report.as_json())
-            return
+            raise typer.Exit(report.error.exit_code if report.error else EXIT_OK)
         rows = [
             (
                 str(row.study),
@@ -29,10 +32,15 @@ def inspect(
                 f"{row.files} × {row.rows} × {row.columns}",
                 row.verdict,
                 row.reason,
+                row.series_uid,
             )
             for row in report.series
         ]
-        print_table("Series of the input", ("study", "series", "modality", "size", "verdict", "why"), rows)
+        print_table(
+            "Series of the input",
+            ("study", "series", "modality", "size", "verdict", "why", "Series Instance UID"),
+            rows,
+        )
         if report.skipped:
             counts = [(str(count), code, reason) for (code, reason), count in report.skipped_by_reason().items()]
             print_table("Files that belong to no series", ("files", "code", "reason"), counts)

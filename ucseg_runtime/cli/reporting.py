@@ -21,21 +21,23 @@ DEBUG_VARIABLE = "UCSEG_DEBUG"
 @contextmanager
 def reported(as_json: bool) -> Iterator[None]:
     """Turn errors into one line (or one JSON object) and the exit code that belongs to them."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _stop)
     try:
         yield
     except UcsegError as error:
+        _print_traceback()
         _print_error(error.as_json(), f"{error.code} {type(error).__name__}: {error}", as_json)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted; nothing was written", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+        raise _stopped(EXIT_INTERRUPTED, as_json) from None
+    except _StoppedBySignal as stop:
+        raise _stopped(stop.exit_code, as_json) from None
     except typer.Exit:
         raise
     except Exception as error:  # noqa: BLE001  (the edge of the command line: a defect of ucseg, reported as such)
         # The message of a foreign exception can hold values of the headers: only its type and place are shown.
-        if os.environ.get(DEBUG_VARIABLE):
-            traceback.print_exc()
+        _print_traceback()
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(place.filename)}:{place.lineno}"
         message = (
@@ -56,12 +58,14 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     # Imported here because `ucseg --help` must not wait for it.
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left")
+    # Text, because rich takes what stands in square brackets in a plain string for markup and swallows it.
+    table = Table(title=Text(title), title_justify="left")
     for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right" if _numeric(rows, index) else "left")
+        table.add_column(name, justify="right" if index > 0 and _numeric(rows, index) else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
@@ -118,6 +122,26 @@ def _without_nan(value: object) -> object:
     return value
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    """Unwind, so that everything staged is removed, and leave with 128 + signal."""
-    raise SystemExit(128 + signum)
+class _StoppedBySignal(BaseException):
+    """Unwinds the stack, so that everything staged is removed."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
+def _stop(signum: int, frame: FrameType | None) -> None:
+    raise _StoppedBySignal(128 + signum)
+
+
+def _stopped(exit_code: int, as_json: bool) -> typer.Exit:
+    message = "stopped before the end; results are complete or absent"
+    report = {"code": "UCSEG-E198", "error": "Stopped", "message": message, "exit_code": exit_code}
+    _print_error(report, f"UCSEG-E198 {message}", as_json)
+    return typer.Exit(exit_code)
+
+
+def _print_traceback() -> None:
+    """The causes, for those who ask for them and know that they can hold values of the headers."""
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exc()

@@ -47,12 +47,7 @@ def segment(
 ) -> None:
     """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out."""
     with reported(as_json):
-        inference = InferenceOptions(
-            engine=engine.value,
-            precision=precision.value,
-            threads=threads,
-            keep_probabilities=seg_type is SegTypeOption.FRACTIONAL,
-        )
+        inference = InferenceOptions(engine=engine.value, precision=precision.value, threads=threads)
         outputs = OutputOptions(seg_type=seg_type.value, nifti=nifti, overwrite=overwrite)
         run_and_report(input, out, model, inference, outputs, series, as_json)
 

@@ -57,7 +57,7 @@ def select_series(scan: Scan, modality: str, series_uid: str | None = None) -> S
         InputError: The only series of this modality is not usable; this is its own precise error.
     """
     candidates = _candidates(scan, series_uid)
-    failures = {index: failure for index in candidates if (failure := _failure(scan.series[index], modality))}
+    failures = {index: failure for index in candidates if (failure := unusable_because(scan.series[index], modality))}
     usable = [index for index in candidates if index not in failures]
     if not usable:
         raise _none_usable(scan, failures)
@@ -80,8 +80,8 @@ def _candidates(scan: Scan, series_uid: str | None) -> list[int]:
     return indices
 
 
-def _failure(series: Series, modality: str) -> InputError | None:
-    """Why a series is not usable, or None."""
+def unusable_because(series: Series, modality: str) -> InputError | None:
+    """Why a series is not a usable volume of a modality; None where it is."""
     try:
         require_modality(series, modality)
         require_slice_images(series)

@@ -1,0 +1,29 @@
+"""What the documents say is checked against the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = re.compile(r"UCSEG-E\d{3}")
+
+
+def test_every_error_code_is_documented_and_none_is_made_up() -> None:
+    sources = [path for folder in ("ucseg_runtime", "training", "export") for path in (ROOT / folder).rglob("*.py")]
+    used = {code for path in sources for code in CODE.findall(path.read_text(encoding="utf-8"))}
+    documented = set(re.findall(r"^\| (UCSEG-E\d{3}) ", (ROOT / "docs" / "errors.md").read_text("utf-8"), re.MULTILINE))
+
+    assert documented == used - {"UCSEG-E100"}, "E100 is the root class's placeholder and never raised"
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    broken = [
+        f"{document.name}: {target}"
+        for document in documents
+        for target in re.findall(r"\]\(([^)#]+)", document.read_text(encoding="utf-8"))
+        if not target.startswith("http") and not (document.parent / target).exists()
+    ]
+
+    assert broken == []
