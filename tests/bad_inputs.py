@@ -387,6 +387,20 @@ _BAD_PIXELS = (
 )
 
 _BAD_GEOMETRY = (
+    BadInput(
+        "mixed_studies",
+        series_with(lambda d: setattr(d, "StudyInstanceUID", derived_uid("other study")), 4, 5),
+        SeriesSelectionError,
+        "UCSEG-E110",
+        ("study",),
+    ),
+    BadInput(
+        "mixed_frames_of_reference",
+        series_with(lambda d: setattr(d, "FrameOfReferenceUID", derived_uid("other frame")), 4, 5),
+        SeriesSelectionError,
+        "UCSEG-E110",
+        ("frame of reference",),
+    ),
     BadInput("mixed_patients", series_with(_mixed_patients, 4, 5), SeriesSelectionError, "UCSEG-E110", ("patient",)),
     BadInput("one_slice_sagittal", series_with(_sagittal, 4), GeometryError, "UCSEG-E111", ("90.0 degrees",)),
     BadInput(

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ucseg_runtime.config import OutputOptions
@@ -141,7 +141,7 @@ class Staging:
             for name in (*names, RECORD):
                 os.chmod(self._hidden / name, 0o600)
                 _sync(self._hidden / name)
-            if True:
+            with _locked(self._folder):
                 _check_names(self._folder, self._overwrite)
                 _swap(self._folder, self._hidden, names)
         return (*names, RECORD)
@@ -221,8 +221,10 @@ def _remove_if_empty(folders: list[Path]) -> None:
 @contextmanager
 def _staging_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder that no other run touches, because it stays locked while it is in use."""
-    hidden = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))  # mode 0700
-    with _locked(hidden):
+    with ExitStack() as stack:
+        with _locked(folder):  # or a sweep could take the new folder for an abandoned one before it is locked
+            hidden = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))  # mode 0700
+            stack.enter_context(_locked(hidden))
         try:
             yield hidden
         finally:
@@ -231,10 +233,13 @@ def _staging_folder(folder: Path) -> Iterator[Path]:
 
 def _sweep(folder: Path) -> None:
     """Undo and remove what runs left behind that are gone: their locks went with them."""
-    for hidden in folder.glob(f"{_STAGING_PREFIX}*"):
-        with suppress(BlockingIOError), _locked(hidden, wait=False), _locked(folder):
-            _undo_swap(folder, hidden)
-            shutil.rmtree(hidden)
+    if not folder.is_dir():
+        return
+    with _locked(folder):
+        for hidden in folder.glob(f"{_STAGING_PREFIX}*"):
+            with suppress(BlockingIOError), _locked(hidden, wait=False):
+                _undo_swap(folder, hidden)
+                shutil.rmtree(hidden)
 
 
 @contextmanager

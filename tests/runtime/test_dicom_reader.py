@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -280,9 +281,28 @@ def test_source_headers_have_every_uid_that_outputs_need(tmp_path: Path) -> None
     }
 
 
+def test_source_headers_leave_out_what_nobody_can_convert(tmp_path: Path) -> None:
+    """An unknown value representation makes pydicom raise as soon as the element is touched."""
+    for path in write_ct_series(tmp_path, SMALL):
+        path.write_bytes(
+            path.read_bytes()
+            .replace(b"\x08\x00\x18\x00UI", b"\x08\x00\x18\x00UY", 1)
+            .replace(b"\x10\x00\x10\x10AS", b"\x10\x00\x10\x10AY", 1)
+        )
+    with pytest.raises(NotImplementedError):
+        _ = pydicom.dcmread(path).PatientAge  # the premise
+
+    header = source_headers(only_series(tmp_path))[3]
+
+    assert "PatientAge" not in header
+    assert header.SOPInstanceUID == SMALL.sop_uid(3)
+
+
 @pytest.mark.parametrize("read", [source_headers, read_volume], ids=["headers", "pixels"])
 @pytest.mark.parametrize("happening", ["deleted", "rewritten", "replaced by a pipe"])
-def test_file_that_changes_after_the_scan_is_refused(tmp_path: Path, read: object, happening: str) -> None:
+def test_file_that_changes_after_the_scan_is_refused(
+    tmp_path: Path, read: Callable[[Series], object], happening: str
+) -> None:
     path = write_ct_series(tmp_path, SMALL)[2]
     series = only_series(tmp_path)
     if happening == "rewritten":

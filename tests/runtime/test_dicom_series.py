@@ -165,15 +165,6 @@ def test_series_of_one_study_are_told_apart(tmp_path: Path) -> None:
     assert {series.study_uid for series in found.series} == {SMALL.study_uid}
 
 
-def test_frames_of_reference_within_one_series_uid_are_told_apart(tmp_path: Path) -> None:
-    other = derived_uid("another frame of reference")
-    write_ct_series(tmp_path, edit=lambda i, d: setting(FrameOfReferenceUID=other)(d) if i < 4 else None)
-
-    sizes = {series.frame_of_reference_uid: series.number_of_instances for series in scan(tmp_path).series}
-
-    assert sizes == {other: 4, CtPhantom().frame_of_reference_uid: 6}
-
-
 def test_empty_uids_get_stand_ins_that_depend_on_content_alone(tmp_path: Path) -> None:
     def strip(_index: int, dataset: FileDataset) -> None:
         setting(SOPClassUID="", SOPInstanceUID="", StudyInstanceUID="", SeriesInstanceUID="", FrameOfReferenceUID="")(

@@ -46,13 +46,19 @@ def require_slice_images(series: Series) -> None:
     """Check that every file is one grey slice image of one patient.
 
     Raises:
-        SeriesSelectionError: The series holds other objects, multi-frame or colour images, or several patients.
+        SeriesSelectionError: The series holds other objects, multi-frame or colour images, or several patients,
+            studies or frames of reference.
     """
     for instance in series.instances:
         _require_slice_class(instance, series.modality)
         _require_grey(instance)
-    if len({instance.patient_key for instance in series.instances}) > 1:
-        raise _unsuitable("files of more than one patient share one Series Instance UID", code="UCSEG-E110")
+    for shared, values in (
+        ("patient", {instance.patient_key for instance in series.instances}),
+        ("study", {instance.study_uid for instance in series.instances}),
+        ("frame of reference", {instance.frame_of_reference_uid for instance in series.instances}),
+    ):
+        if len(values) > 1:
+            raise _unsuitable(f"files of more than one {shared} share one Series Instance UID", code="UCSEG-E110")
 
 
 def require_readable_pixels(series: Series, max_volume_bytes: int = MAX_VOLUME_BYTES) -> None:

@@ -71,14 +71,19 @@ def _private_standard_output() -> BinaryIO:
 
 
 def _limit(name: str, value: int) -> None:
-    resource.setrlimit(getattr(resource, name), (value, value))
+    """Lower a limit of this process; one that it inherited and that is lower still stays."""
+    kind = getattr(resource, name)
+    _, hard = resource.getrlimit(kind)
+    allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (allowed, allowed))
 
 
 def _allow_more_processor_time(seconds: int) -> None:
     """Let the next frame use `seconds` more than what is used up; beyond that the system ends the process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limit = int(used.ru_utime + used.ru_stime) + seconds + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, resource.RLIM_INFINITY))
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 if __name__ == "__main__":

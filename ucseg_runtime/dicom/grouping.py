@@ -28,13 +28,14 @@ def series_from_instances(instances: Iterable[Instance]) -> tuple[Series, ...]:
 
 
 def _identity(instance: Instance) -> Hashable:
-    """What the files of one series share.
+    """What the files of one series share: its UID.
 
+    Whether they agree in the rest is checked later: a series that is taken apart here would be segmented in halves.
     Files without Series Instance UID are told apart by their folder and by what slices of one volume have in common.
     """
-    identity = (instance.study_uid, instance.series_uid, instance.frame_of_reference_uid, instance.modality)
     if instance.series_uid:
-        return identity
+        return instance.series_uid, instance.modality
+    identity = (instance.study_uid, instance.frame_of_reference_uid, instance.modality)
     placement, pixel_format = instance.placement, instance.pixel_format
     turned = None if placement.orientation is None else tuple(round(cosine, 3) for cosine in placement.orientation)
     grid = (pixel_format.rows, pixel_format.columns, placement.pixel_spacing_mm, turned)

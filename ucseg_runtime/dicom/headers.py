@@ -121,7 +121,7 @@ def read_instance(found: FoundFile, caught: list[warnings.WarningMessage]) -> In
             _refuse_wrong_encoding(caught)
             return _instance(found, header, stream)
     except UNREADABLE as error:
-        if isinstance(error, OSError) and not isinstance(error, EOFError) and error.errno:
+        if isinstance(error, OSError) and error.errno:
             raise RefusedFileError("UCSEG-E102", "cannot be opened or read") from error
         raise RefusedFileError("UCSEG-E108", f"has a damaged header ({type(error).__name__})") from error
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from time import perf_counter
 
@@ -118,13 +120,24 @@ def _stored_values(series: Series, limits: DecodeLimits) -> StoredArray:
 
 
 def _read_native(instance: Instance, plane: StoredArray) -> None:
-    with _open_at_pixels(instance) as stream:
+    with _reading(instance), _open_at_pixels(instance) as stream:
         if stream.readinto(_bytes_of(plane)) != plane.nbytes:
             raise PixelDataError(f"{instance.where} ends within its pixel data.", hint="Transfer the series again.")
 
 
+@contextmanager
+def _reading(instance: Instance) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else type(error).__name__
+        raise PixelDataError(
+            f"{instance.where}: its pixels cannot be read: {reason}.", hint="Copy the series from its source again."
+        ) from error
+
+
 def _read_codestream(instance: Instance) -> bytes:
-    with _open_at_pixels(instance) as stream:
+    with _reading(instance), _open_at_pixels(instance) as stream:
         return single_frame(stream.read(), instance)
 
 

@@ -45,7 +45,7 @@ class Selection:
 def select_series(scan: Scan, modality: str, series_uid: str | None = None) -> Selection:
     """Choose the series with the most slices among those that are usable volumes of one modality.
 
-    Ties go to the lowest series number, then to the lowest UID, so that the choice never depends on file names.
+    Ties go to the lowest series number, then UID, then acquisition number, so the choice never depends on file names.
 
     Args:
         scan: What the input holds.
@@ -92,9 +92,11 @@ def unusable_because(series: Series, modality: str) -> InputError | None:
     return None
 
 
-def _preference(series: Series) -> tuple[int, float, str, str]:
-    number = float("inf") if series.series_number is None else series.series_number
-    return -series.number_of_instances, number, series.series_uid, series.instances[0].sop_instance_uid
+def _preference(series: Series) -> tuple[int, float, str, float, str]:
+    first = series.instances[0]
+    numbers = (series.series_number, first.acquisition.acquisition_number)
+    number, acquisition = (float("inf") if value is None else value for value in numbers)
+    return -series.number_of_instances, number, series.series_uid, acquisition, first.sop_instance_uid
 
 
 def _rejected(series: Series, failure: InputError | None, was_candidate: bool, chosen: Series) -> RejectedSeries:
@@ -105,7 +107,9 @@ def _rejected(series: Series, failure: InputError | None, was_candidate: bool, c
     if series.number_of_instances < chosen.number_of_instances:
         reason = f"It has fewer slices than {chosen.name}."
     else:
-        reason = f"It has as many slices as {chosen.name}, which comes first by series number and UID."
+        reason = (
+            f"It has as many slices as {chosen.name}, which comes first by its numbers and UID."
+        )
     return RejectedSeries(series, _NOT_CHOSEN, reason)
 
 

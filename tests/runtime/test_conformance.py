@@ -1,0 +1,39 @@
+"""All objects of a real study: no errors, known warnings, the same voxels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.results import conformance, frames_of, labels_from_frames, segmentation_on, write_objects
+from ucseg_runtime.dicom.reader import read_volume, source_headers
+from ucseg_runtime.dicom.series import scan
+
+ACCEPTED = {
+    # No public scheme has a code for evidential uncertainty, and dciodvfy cannot know a private one.
+    "Unrecognized defined term <99UCSEG> for value 1 of attribute <Coding Scheme Designator>",
+    # The source has these elements, empty.
+    "Missing attribute or value that would be needed to build DICOMDIR - Study Time",
+    "Missing attribute or value that would be needed to build DICOMDIR - Study ID",
+}
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_results_on_patient_a_have_no_errors_and_hold_the_label_map(patient_a_folder: Path, tmp_path: Path) -> None:
+    (series,) = scan(patient_a_folder).series
+    volume, sources = read_volume(series), source_headers(series)
+    # Lungs and air as labels: ragged borders, many components, every slice.
+    labels = np.digitize(volume.voxels, [-900, -500, 300]).astype(np.uint8) % 4
+    labels[40:60] = 0
+
+    paths = write_objects(tmp_path, segmentation_on(volume.geometry, labels), sources)
+
+    for kind, path in paths.items():
+        report = conformance(path)
+        assert not report.errors, kind
+        assert set(report.warnings) <= ACCEPTED, kind
+    found = labels_from_frames(frames_of(paths["binary"], sources), labels.shape)
+    np.testing.assert_array_equal(found, labels)

@@ -1,0 +1,224 @@
+"""The measurement report: figures, references and status of a TID 1500 document."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import Dataset, FileDataset
+
+from tests.phantoms import OBLIQUE, CtPhantom
+from tests.results import CLASSES, IDENTITY, conformance, nothing_found, segmentation_of, sources_of
+from ucseg_runtime.dicom.pmap_writer import write_pmap
+from ucseg_runtime.dicom.seg_writer import write_seg
+from ucseg_runtime.dicom.sr_writer import write_sr
+from ucseg_runtime.errors import SegWriteError
+from ucseg_runtime.segmentation import Segmentation, measure
+
+PRIVATE_CODE = "Unrecognized defined term <99UCSEG> for value 1 of attribute <Coding Scheme Designator>"
+"""No public scheme has a code for this quantity, and dciodvfy cannot know a private one."""
+
+PHANTOM = CtPhantom()
+
+
+def write_report(folder: Path, segmentation: Segmentation, phantom: CtPhantom = PHANTOM) -> FileDataset:
+    sources = sources_of(phantom)
+    seg = write_seg(folder / "seg.dcm", segmentation, sources, IDENTITY)
+    pmap = write_pmap(folder / "pm.dcm", segmentation, sources, IDENTITY)
+    return write_sr(folder / "sr.dcm", segmentation, measure(segmentation), sources, IDENTITY, seg, pmap)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> FileDataset:
+    """The report on the standard phantom, in which the last class is not found."""
+    return write_report(tmp_path_factory.mktemp("report"), segmentation_of(PHANTOM))
+
+
+def groups_of(report: Dataset) -> list[Dataset]:
+    """The measurement groups, by the content tree alone."""
+    (container,) = [item for item in report.ContentSequence if meaning(item) == "Imaging Measurements"]
+    return list(container.ContentSequence)
+
+
+def meaning(item: Dataset) -> str:
+    return str(item.ConceptNameCodeSequence[0].CodeMeaning)
+
+
+def item_named(group: Dataset, name: str) -> Dataset:
+    (item,) = [item for item in group.ContentSequence if meaning(item) == name]
+    return item
+
+
+def all_items(item: Dataset) -> Iterator[Dataset]:
+    for child in item.get("ContentSequence", ()):
+        yield child
+        yield from all_items(child)
+
+
+def test_each_class_has_a_group_with_its_volume_in_millilitres(report: FileDataset) -> None:
+    segmentation = segmentation_of(PHANTOM)
+
+    for group, measurement in zip(groups_of(report), measure(segmentation), strict=True):
+        assert item_named(group, "Tracking Identifier").TextValue == measurement.name
+        value = item_named(group, "Volume").MeasuredValueSequence[0]
+        assert float(value.NumericValue) == pytest.approx(measurement.volume_ml, abs=0.0005)
+        assert value.MeasurementUnitsCodeSequence[0].CodeValue == "ml"
+
+
+def test_volume_of_a_known_number_of_voxels(report: FileDataset) -> None:
+    assert PHANTOM.spacing_mm == (2.5, 1.25, 1.0)
+
+    volume = item_named(groups_of(report)[0], "Volume").MeasuredValueSequence[0].NumericValue
+    assert float(volume) == pytest.approx((PHANTOM.labels == 1).sum() * 3.125 / 1000, abs=0.0005)
+
+
+def test_mean_uncertainty_refers_to_the_parametric_map(report: FileDataset) -> None:
+    segmentation = segmentation_of(PHANTOM)
+
+    for group, measurement in zip(groups_of(report)[:-1], measure(segmentation), strict=False):
+        item = item_named(group, "Evidential uncertainty")
+        assert float(item.MeasuredValueSequence[0].NumericValue) == pytest.approx(
+            measurement.mean_uncertainty, abs=5e-5
+        )
+        assert item_named(item, "Derivation").ConceptCodeSequence[0].CodeMeaning == "Mean"
+        source = item_named(item, "Source of Measurement").ReferencedSOPSequence[0]
+        assert source.ReferencedSOPClassUID == "1.2.840.10008.5.1.4.1.1.30"
+
+
+def test_each_group_refers_to_its_segment_under_the_same_tracking_uid(tmp_path: Path, report: FileDataset) -> None:
+    seg = write_seg(tmp_path / "seg.dcm", segmentation_of(PHANTOM), sources_of(PHANTOM), IDENTITY)
+
+    for group, segment in zip(groups_of(report), seg.SegmentSequence, strict=True):
+        reference = item_named(group, "Referenced Segment").ReferencedSOPSequence[0]
+        assert reference.ReferencedSOPInstanceUID == seg.SOPInstanceUID
+        assert reference.ReferencedSegmentNumber == segment.SegmentNumber
+        assert segment.TrackingUID == item_named(group, "Tracking Unique Identifier").UID
+
+
+def test_a_class_that_was_not_found_is_called_absent_with_no_volume_and_no_uncertainty(report: FileDataset) -> None:
+    assert not (PHANTOM.labels == CLASSES[-1].label).any()
+
+    *found, missing = groups_of(report)
+    assert [item_named(group, "Presence of property").ConceptCodeSequence[0].CodeMeaning for group in found] == [
+        "Present"
+    ] * 4
+    assert item_named(missing, "Presence of property").ConceptCodeSequence[0].CodeMeaning == "Absent"
+    assert float(item_named(missing, "Volume").MeasuredValueSequence[0].NumericValue) == 0.0
+    assert "Evidential uncertainty" not in [meaning(item) for item in missing.ContentSequence]
+
+
+def test_finding_and_side_are_coded_as_in_the_manifest(report: FileDataset) -> None:
+    for group, item in zip(groups_of(report), CLASSES, strict=True):
+        assert item_named(group, "Finding").ConceptCodeSequence[0].CodeValue == item.type.value
+    site = item_named(groups_of(report)[3], "Finding Site")
+    assert site.ConceptCodeSequence[0].CodeMeaning == "Lung"
+    assert item_named(site, "Laterality").ConceptCodeSequence[0].CodeMeaning == "Left"
+
+
+def test_evidence_lists_every_source_instance_the_segmentation_and_the_map(report: FileDataset) -> None:
+    (study,) = report.CurrentRequestedProcedureEvidenceSequence
+    listed = {
+        instance.ReferencedSOPInstanceUID
+        for series in study.ReferencedSeriesSequence
+        for instance in series.ReferencedSOPSequence
+    }
+    sources = {PHANTOM.sop_uid(index) for index in range(PHANTOM.shape[0])}
+    assert study.StudyInstanceUID == PHANTOM.study_uid
+    assert sources < listed
+    assert len(listed - sources) == 2
+
+
+def test_the_model_is_the_observer_and_the_algorithm(report: FileDataset) -> None:
+    texts = {meaning(item): item.TextValue for item in all_items(report) if "TextValue" in item}
+    assert texts["Device Observer Manufacturer"] == "ucseg"
+    assert texts["Device Observer Model Name"] == "phantom organs 1.2.3"
+    assert texts["Device Observer Serial Number"] == IDENTITY.model_digest
+    assert (texts["Algorithm Name"], texts["Algorithm Version"]) == ("phantom organs", "1.2.3")
+    parameters = [item.TextValue for item in all_items(report) if meaning(item) == "Algorithm Parameters"]
+    assert f"model_sha256={IDENTITY.model_digest}" in parameters
+
+
+def test_report_is_complete_preliminary_and_unverified(report: FileDataset) -> None:
+    assert (report.CompletionFlag, report.PreliminaryFlag, report.VerificationFlag) == (
+        "COMPLETE",
+        "PRELIMINARY",
+        "UNVERIFIED",
+    )
+    assert report.ConceptNameCodeSequence[0].CodeMeaning == "Imaging Measurement Report"
+
+
+@pytest.mark.parametrize(
+    ("modality", "procedure"),
+    [("CT", "CT unspecified body region"), ("MR", "MRI unspecified body region"), ("OT", "Imaging procedure")],
+)
+def test_procedure_reported_follows_the_modality(tmp_path: Path, modality: str, procedure: str) -> None:
+    report = write_report(tmp_path, segmentation_of(PHANTOM), replace(PHANTOM, modality=modality))
+
+    assert item_named(report, "Procedure reported").ConceptCodeSequence[0].CodeMeaning == procedure
+
+
+def test_times_and_patient_are_those_of_the_source(report: FileDataset) -> None:
+    source = sources_of(PHANTOM)[0]
+
+    assert (report.ContentDate, report.InstanceCreationDate) == ("20200102", "20200102")
+    assert (report.ContentTime, report.InstanceCreationTime) == ("101500", "101500")
+    for keyword in ("PatientName", "PatientID", "StudyInstanceUID", "StudyDescription"):
+        assert report[keyword].value == source[keyword].value
+
+
+def test_measurements_of_other_classes_are_refused(tmp_path: Path) -> None:
+    segmentation, sources = segmentation_of(PHANTOM), sources_of(PHANTOM)
+    seg = write_seg(tmp_path / "seg.dcm", segmentation, sources, IDENTITY)
+    pmap = write_pmap(tmp_path / "pm.dcm", segmentation, sources, IDENTITY)
+
+    with pytest.raises(SegWriteError, match="4 measurements do not match 5 classes"):
+        write_sr(tmp_path / "sr.dcm", segmentation, measure(segmentation)[1:], sources, IDENTITY, seg, pmap)
+
+
+@pytest.mark.parametrize(
+    ("phantom", "segmentation"),
+    [
+        pytest.param(PHANTOM, segmentation_of(PHANTOM), id="axial"),
+        pytest.param(
+            replace(PHANTOM, orientation=OBLIQUE), segmentation_of(replace(PHANTOM, orientation=OBLIQUE)), id="oblique"
+        ),
+        pytest.param(PHANTOM, nothing_found(PHANTOM), id="nothing found"),
+    ],
+)
+def test_dciodvfy_finds_no_error_and_warns_only_of_the_private_code(
+    tmp_path: Path, phantom: CtPhantom, segmentation: Segmentation
+) -> None:
+    write_report(tmp_path, segmentation, phantom)
+
+    report = conformance(tmp_path / "sr.dcm")
+
+    uses = 1 + sum(item.voxels > 0 for item in measure(segmentation))
+    assert not report.errors
+    assert report.warnings == Counter({PRIVATE_CODE: uses})
+
+
+@pytest.mark.skipif(find_spec("dcmqi") is None, reason="needs the package dcmqi")
+def test_dcmqi_reads_the_same_measurements(tmp_path: Path) -> None:
+    import dcmqi
+
+    segmentation = segmentation_of(PHANTOM)
+    write_report(tmp_path, segmentation)
+    tool = Path(dcmqi.__file__).parent / "bin" / "tid1500reader"
+    target = tmp_path / "report.json"
+    command = [str(tool), "--inputDICOM", str(tmp_path / "sr.dcm"), "--outputMetadata", str(target)]
+
+    subprocess.run(command, check=True, capture_output=True)
+
+    groups = json.loads(target.read_text())["Measurements"]
+    for group, measurement in zip(groups, measure(segmentation), strict=True):
+        values = {item["quantity"]["CodeMeaning"]: float(item["value"]) for item in group["measurementItems"]}
+        assert (group["ReferencedSegment"], group["TrackingIdentifier"]) == (measurement.label, measurement.name)
+        assert values["Volume"] == pytest.approx(measurement.volume_ml, abs=0.0005)
+        if measurement.voxels:
+            assert values["Evidential uncertainty"] == pytest.approx(measurement.mean_uncertainty, abs=5e-5)
