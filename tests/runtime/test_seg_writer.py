@@ -456,6 +456,58 @@ def test_pixels_that_changed_on_disk_are_caught_by_reading_back(
         write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY, seg_type)
 
 
+def _without_last_frame(dataset: Dataset) -> None:
+    bytes_per_frame = dataset.Rows * dataset.Columns // 8
+    dataset.NumberOfFrames -= 1
+    dataset.PerFrameFunctionalGroupsSequence = list(dataset.PerFrameFunctionalGroupsSequence)[:-1]
+    dataset.PixelData = dataset.PixelData[:-bytes_per_frame]
+
+
+def _with_last_frame_twice(dataset: Dataset) -> None:
+    bytes_per_frame = dataset.Rows * dataset.Columns // 8
+    groups = list(dataset.PerFrameFunctionalGroupsSequence)
+    dataset.NumberOfFrames += 1
+    dataset.PerFrameFunctionalGroupsSequence = [*groups, groups[-1]]
+    dataset.PixelData += dataset.PixelData[-bytes_per_frame:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(_without_last_frame, "1 frames with voxels are missing"), (_with_last_frame_twice, "two frames for the same")],
+)
+def test_missing_and_repeated_frames_are_caught_by_reading_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Dataset], None], message: str
+) -> None:
+    phantom = CtPhantom()
+    save_as = pydicom.Dataset.save_as
+
+    def save_damaged(self: Dataset, path: Path, **options: bool) -> None:
+        damage(self)
+        save_as(self, path, **options)
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", save_damaged)
+
+    with pytest.raises(SegWriteError, match=message):
+        write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY)
+
+
+@pytest.mark.parametrize("left", [100, 140, 3000, -100])
+def test_a_file_that_was_cut_off_is_caught_by_reading_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seg_type: SegType, left: int
+) -> None:
+    phantom = CtPhantom()
+    save_as = pydicom.Dataset.save_as
+
+    def save_cut_off(self: Dataset, path: Path, **options: bool) -> None:
+        save_as(self, path, **options)
+        path.write_bytes(path.read_bytes()[:left])
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", save_cut_off)
+
+    with pytest.raises(SegWriteError, match="read back"):
+        write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY, seg_type)
+
+
 # Conformance, and readers of other people
 
 

@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.pixels.utils import iter_pixels
 
 from ucseg_runtime.arrays import Float64Array
+from ucseg_runtime.dicom.elements import UNREADABLE
 from ucseg_runtime.dicom.equipment import scanner
 from ucseg_runtime.dicom.headers import quiet_pydicom
 from ucseg_runtime.dicom.source_study import UNUSABLE, SourceStudy, copy_patient_and_study
@@ -42,18 +43,26 @@ class PlacedFrame:
 @contextmanager
 def building(what: str) -> Iterator[None]:
     """Turn what highdicom or pydicom raise while `what` is built into a `SegWriteError`; warnings are dropped."""
-    hint = "A header holds a value that DICOM does not allow; the cause is chained to this error."
-    with _refused(f"{what} could not be built from the source headers", hint):
-        yield
-
-
-@contextmanager
-def _refused(message: str, hint: str) -> Iterator[None]:
     try:
         with quiet_pydicom():
             yield
     except UNUSABLE as error:
-        raise SegWriteError(f"{message} ({type(error).__name__}).", hint=hint) from error
+        raise SegWriteError(
+            f"{what} could not be built from the source headers ({type(error).__name__}).",
+            hint="A header holds a value that DICOM does not allow; the cause is chained to this error.",
+        ) from error
+
+
+@contextmanager
+def reading_back() -> Iterator[None]:
+    """Turn what pydicom raises for a damaged file into a `SegWriteError`; warnings are dropped."""
+    try:
+        with quiet_pydicom():
+            yield
+    except (*UNREADABLE, RuntimeError) as error:  # pydicom's decoders raise RuntimeError
+        raise SegWriteError(
+            f"the file that was written cannot be read back ({type(error).__name__}).", hint="Check the disk."
+        ) from error
 
 
 def finish(dataset: Dataset, study: SourceStudy, kind: str) -> None:
@@ -113,7 +122,7 @@ def check_frames(
     Raises:
         SegWriteError: A frame is misplaced, appears twice, or holds other values.
     """
-    with _refused("the file that was written cannot be read back", "Check the disk."):
+    with reading_back():
         header = read_header(path)
         frames = _placed_frames(header, geometry)
         for number, (frame, stored) in enumerate(zip(frames, _stored_planes(path, header), strict=True), start=1):

@@ -43,8 +43,8 @@ def write_pmap(
 ) -> FileDataset:
     """Write the uncertainty as a Parametric Map and return it without its pixel data, after it was read back.
 
-    Stored values are uncertainty × 65535 in 16 bits, uncompressed: lossless compression of the noise in the low byte
-    costs far more time than it saves space, and 8 bits are not allowed in this object.
+    Stored values are uncertainty × 65535 in 16 bits, uncompressed: the low byte is noise, so that RLE takes twice the
+    time and saves nothing. 8 bits are not allowed in this object.
 
     Args:
         path: File to write.
@@ -142,4 +142,4 @@ def _mapping() -> hd.pm.RealWorldValueMapping:
 
 def _check_complete(frames: set[PlacedFrame], slices: int) -> None:
     if len(frames) != slices:
-        raise SegWriteError(f"{len(frames)} of {slices} slices are in the parametric map that was read back")
+        raise SegWriteError(f"{len(frames)} of {slices} slices are in the parametric map that was read back.")

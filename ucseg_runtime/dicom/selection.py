@@ -107,9 +107,7 @@ def _rejected(series: Series, failure: InputError | None, was_candidate: bool, c
     if series.number_of_instances < chosen.number_of_instances:
         reason = f"It has fewer slices than {chosen.name}."
     else:
-        reason = (
-            f"It has as many slices as {chosen.name}, which comes first by its numbers and UID."
-        )
+        reason = f"It has as many slices as {chosen.name}, which comes first by its numbers and UID."
     return RejectedSeries(series, _NOT_CHOSEN, reason)
 
 

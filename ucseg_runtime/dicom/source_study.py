@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 
 from ucseg_runtime.dicom.uids import UidSource
 from ucseg_runtime.errors import SegWriteError
@@ -32,6 +33,7 @@ UNUSABLE = (
     NotImplementedError,
     AssertionError,
     RecursionError,
+    BytesLengthException,
     struct.error,
 )
 """What pydicom and highdicom raise on headers that hold what DICOM does not allow."""
@@ -170,7 +172,7 @@ def copy_patient_and_study(target: Dataset, header: Dataset) -> None:
 def _check_fit(sources: Sequence[Dataset], geometry: VolumeGeometry) -> None:
     slices, rows, columns = geometry.shape
     if len(sources) != slices:
-        raise SegWriteError(f"there are {len(sources)} source headers for {slices} slices; expected one for each")
+        raise SegWriteError(f"there are {len(sources)} source headers for {slices} slices; expected one for each.")
     for index, source in enumerate(sources):
         found = (source.get("Rows"), source.get("Columns"))
         if found != (rows, columns):

@@ -11,7 +11,7 @@ from highdicom import sr
 from pydicom.dataset import Dataset, FileDataset
 
 from ucseg_runtime.dicom import codes
-from ucseg_runtime.dicom.derived_object import building, finish, read_header, save
+from ucseg_runtime.dicom.derived_object import building, finish, read_header, reading_back, save
 from ucseg_runtime.dicom.equipment import algorithm_parameters, equipment
 from ucseg_runtime.dicom.source_study import SourceStudy, source_study
 from ucseg_runtime.errors import SegWriteError
@@ -176,14 +176,15 @@ def _measurements(references: _References, measurement: SegmentMeasurement) -> l
 
 
 def _read_back(path: Path, measurements: Sequence[SegmentMeasurement]) -> FileDataset:
-    dataset = read_header(path)
-    volumes = _volumes_ml(dataset)
+    with reading_back():
+        dataset = read_header(path)
+        volumes = _volumes_ml(dataset)
     expected = [item.volume_ml for item in measurements]
     rounding = 10.0**-_VOLUME_DECIMALS
     if len(volumes) != len(expected) or not all(
         math.isclose(found, wanted, abs_tol=rounding) for found, wanted in zip(volumes, expected, strict=True)
     ):
-        raise SegWriteError("the report that was read back has other volumes than were measured")
+        raise SegWriteError("the report that was read back has other volumes than were measured.")
     return dataset
 
 

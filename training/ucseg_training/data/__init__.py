@@ -1,0 +1,1 @@
+"""Cases on the model grid: how they are made, cut and varied."""

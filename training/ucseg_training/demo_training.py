@@ -1,0 +1,114 @@
+"""The demo model's training: the plan, and the description that goes into the checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from ucseg_training.data.augment import AugmentSpec
+from ucseg_training.data.case import Case, load_case, save_case
+from ucseg_training.demo_model import CLASSES, LABELS, POSTPROCESSING, PREPROCESSING, TILING, TRIO
+from ucseg_training.loop import TrainingPlan, train
+from ucseg_training.settle import settle
+
+_LOG = logging.getLogger(__name__)
+
+LABELLED = ("B", "C", "D")
+CASE_WEIGHTS = {"B": 0.42, "C": 0.18, "D": 0.28, "lung1": 0.06, "lung2": 0.06}
+
+# Arterial, venous and no contrast agent, on a patient who was scanned in one of them.
+ENHANCEMENT_HU = {
+    LABELS["liver"]: (-15.0, 60.0),
+    LABELS["spleen"]: (-20.0, 90.0),
+    LABELS["aorta"]: (-60.0, 300.0),
+    LABELS["heart"]: (-150.0, 150.0),
+    LABELS["kidneys"]: (-10.0, 170.0),
+    LABELS["vertebrae"]: (-60.0, 120.0),
+}
+
+MODEL_SPEC: dict[str, object] = {
+    "name": "torso-ct-demo",
+    "version": "1.0.0",
+    "licence": "Apache-2.0 for the weights; training images as named in the model card",
+    "intended_use": "Demonstration and software tests on chest and abdominal CT of adults. Not for clinical use.",
+    "modality": "CT",
+    "dim": 3,
+    "channels": 1,
+    "classes": [item.model_dump(mode="json") for item in CLASSES],
+    "activation": "softmax",
+    "fusion": "upg",
+    "default_precision": "bf16",
+    "preprocessing": PREPROCESSING.model_dump(mode="json"),
+    "tiling": TILING.model_dump(mode="json"),
+    "postprocessing": POSTPROCESSING.model_dump(mode="json"),
+    "provenance": {
+        "method": "UC-Seg subnets and UPG, supervised on labelled and partially labelled CT (arXiv:2508.09014)",
+        "labels": "TotalSegmentator network output and a threshold rule for lungs; no human contours",
+        "patients": "B, C, D of totalsegmentator 2.18.0; lung1, lung2 of pyradiomics 3.0.1",
+        "held_out": "A (LIDC-IDRI-0001)",
+    },
+    "quality": [],
+}
+
+
+@dataclass(frozen=True)
+class DemoSchedule:
+    """Lengths of the phases; the defaults are those of the shipped model.
+
+    Attributes:
+        steps: Steps over which the learning rate falls.
+        stop_after: Step to stop at; the shipped model's run was ended before its schedule was.
+        settle_steps: Steps of the second phase, see `settle`.
+    """
+
+    steps: int = 3600
+    stop_after: int = 2600
+    settle_steps: int = 400
+
+
+def demo_plan(schedule: DemoSchedule, leave_out: str | None = None, seed: int = 42) -> TrainingPlan:
+    """The plan of the demo model, or of one fold of its validation.
+
+    Args:
+        schedule: Lengths of the phases.
+        leave_out: Patient of `LABELLED` that is not trained on.
+        seed: Of everything random.
+    """
+    weights = {name: weight for name, weight in CASE_WEIGHTS.items() if name != leave_out}
+    return TrainingPlan(
+        trio=TRIO,
+        preprocessing=PREPROCESSING,
+        tiling=TILING,
+        augment=AugmentSpec(enhancement_hu=ENHANCEMENT_HU),
+        case_weights=weights,
+        steps=schedule.steps,
+        stop_after=schedule.stop_after,
+        seed=seed,
+        model_spec=MODEL_SPEC,
+    )
+
+
+def prepared_cases(folder: Path) -> tuple[Case, ...]:
+    """The demo's cases on the model grid, made once and kept in `folder`.
+
+    Raises:
+        InputError: The images cannot be fetched.
+    """
+    names = tuple(CASE_WEIGHTS)
+    if not all((folder / f"{name}.npz").is_file() for name in names):
+        # Reading the packages needs nibabel and pynrrd; training from prepared cases does not.
+        from ucseg_training.data.demo_cases import make_demo_cases
+
+        _LOG.info("preparing %d patients", len(names))
+        folder.mkdir(parents=True, exist_ok=True)
+        for case in make_demo_cases():
+            save_case(case, folder / f"{case.name}.npz")
+    return tuple(load_case(folder / f"{name}.npz") for name in names)
+
+
+def train_demo(folder: Path, schedule: DemoSchedule, leave_out: str | None = None, seed: int = 42) -> Path:
+    """Prepare the cases, train, let the UPG settle; returns the checkpoint. Continues a run that was interrupted."""
+    cases = prepared_cases(folder.parent / "cases")
+    plan = demo_plan(schedule, leave_out, seed)
+    return settle(train(cases, plan, folder), cases, plan, schedule.settle_steps, folder)
