@@ -17,7 +17,7 @@ from ucseg_export.canonical import canonical_model, checked_bytes, merged_model
 from ucseg_export.stages import inference_stages, tensor_shape
 from ucseg_runtime.backends.graphs import GRAPHS, Graph
 from ucseg_runtime.manifest import MERGED
-from ucseg_training.nets import DualNet
+from ucseg_training.nets import DualNet, TrioConfig
 
 Exporter = Literal["dynamo", "legacy"]
 OPSETS: Mapping[Exporter, int] = {"dynamo": 20, "legacy": 17}
@@ -39,10 +39,21 @@ def onnx_graphs(net: DualNet, exporter: Exporter = "dynamo") -> dict[str, bytes]
     Raises:
         ModelError: A graph holds what must not be in a model folder.
     """
+    return exported_stages(inference_stages(net), net.config, exporter)
+
+
+def exported_stages(stages: Mapping[str, nn.Module], config: TrioConfig, exporter: Exporter) -> dict[str, bytes]:
+    """The graphs of given stage modules; see `onnx_graphs`.
+
+    Args:
+        stages: Modules by artifact key, in the order in which they run.
+        config: Sizes of the networks inside.
+        exporter: Which of torch's two exporters.
+    """
     models = {}
-    for key, stage in inference_stages(net).items():
+    for key, stage in stages.items():
         graph = GRAPHS[key]
-        shapes = {name: tensor_shape(name, net.config) for name in (*graph.inputs, *graph.outputs)}
+        shapes = {name: tensor_shape(name, config) for name in (*graph.inputs, *graph.outputs)}
         examples = tuple(torch.zeros(_EXAMPLE_TILES, *shapes[name]) for name in graph.inputs)
         models[key] = canonical_model(_exported(stage, examples, graph, exporter), key, shapes)
     models[MERGED] = merged_model(models)
