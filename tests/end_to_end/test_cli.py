@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -212,16 +214,19 @@ def test_tables_show_square_brackets_as_they_are(capsys: pytest.CaptureFixture[s
     assert "ucseg[onnxruntime]" in capsys.readouterr().out
 
 
-def test_segment_stopped_by_a_signal_leaves_nothing_and_says_so(
-    study: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ucseg_runtime.series_pipeline.write_montage", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+def test_segment_stopped_by_a_signal_leaves_nothing_and_says_so(study: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results" / "out"
+    out.parent.mkdir()
+    command = [sys.executable, "-c", "from ucseg_runtime.cli.app import main; main()", "segment", study, "--out", out]
+    process = subprocess.Popen([*command, "--model", model, "--json"], stdout=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(out.glob(".ucseg-staging-*")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGTERM)
+    stdout, _ = process.communicate(timeout=60)
 
-    result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--json")
-
-    assert result.exit_code == 143
-    assert json.loads(result.stdout)["error"]["code"] == "UCSEG-E198"
-    assert not (tmp_path / "out").exists()
+    assert process.returncode == 143
+    assert json.loads(stdout)["error"]["code"] == "UCSEG-E198"
+    assert list(out.parent.iterdir()) == []
 
 
 def test_a_defect_is_one_line_with_exit_code_1_and_no_value(
