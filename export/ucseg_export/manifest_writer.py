@@ -65,13 +65,13 @@ def read_json(path: Path, what: str) -> Any:  # noqa: ANN401  (checked by the ca
 
 
 def quality_rows(values: object) -> tuple[Quality, ...]:
-    """Measured quality from JSON-like rows.
+    """Measured quality from JSON-like rows, or from a single one.
 
     Raises:
         ManifestError: A row breaks the schema, or its Dice is not a number in [0, 1].
     """
     try:
-        rows = TypeAdapter(tuple[Quality, ...]).validate_python(values)
+        rows = TypeAdapter(tuple[Quality, ...]).validate_python([values] if isinstance(values, dict) else values)
     except ValidationError as error:
         raise ManifestError(f"the quality rows break the schema: {_breaches(error)}.") from error
     wrong = [index for index, row in enumerate(rows, start=1) if not (0.0 <= row.dice <= 1.0)]

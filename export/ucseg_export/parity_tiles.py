@@ -99,10 +99,10 @@ def _load(path: Path, name: str) -> Case:
 
 def _only_array(path: Path) -> npt.NDArray[np.generic]:
     try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            return stored
-        with stored:
+        with path.open("rb") as file:  # numpy leaves a file that it opened itself open when it is damaged
+            stored = np.load(file, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                return stored
             (name,) = stored.files
             array: npt.NDArray[np.generic] = stored[name]
             return array
