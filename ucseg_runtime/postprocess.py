@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
-from ucseg_runtime.arrays import BoolArray, Float32Array, UInt8Array
+from ucseg_runtime.arrays import Float32Array, UInt8Array
+from ucseg_runtime.components import erase, find_components
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.manifest import ModelSpec, Postprocessing
 from ucseg_runtime.preprocess import Prepared
@@ -18,8 +18,6 @@ from ucseg_runtime.stitching import Stitched
 
 _SLAB_SLICES = 8
 """Slices of the source grid that are in work at a time: 8 of 512 x 512 in float32 are 8 MB, which caches still hold."""
-
-_NEIGHBOURS_26 = np.ones((3, 3, 3), dtype=bool)
 
 
 def restore(
@@ -64,33 +62,24 @@ def restore(
 def remove_small_components(label_map: UInt8Array, spec: Postprocessing, voxel_volume_ml: float) -> None:
     """Turn components that the model's clean-up rejects into background, in place.
 
+    Components are 26-connected. Of equally large ones the first in index order counts as the largest.
+
     Args:
-        label_map: uint8, shape (z, y, x); 0 is background.
+        label_map: uint8, C-contiguous, shape (z, y, x); 0 is background.
         spec: Labels that keep their largest component alone, and least volumes in ml.
         voxel_volume_ml: Volume of one voxel in ml.
     """
-    labels = {*spec.largest_component, *spec.smallest_component_ml}
-    if not labels:
+    if not (spec.largest_component or spec.smallest_component_ml):
         return
-    for label, box in enumerate(ndimage.find_objects(label_map), start=1):
-        if box is None or label not in labels:
-            continue
-        smallest = spec.smallest_component_ml.get(label, 0.0) / voxel_volume_ml
-        region = label_map[box]
-        region[_rejected(region == label, label in spec.largest_component, smallest)] = 0
-
-
-def _rejected(mask: BoolArray, largest_only: bool, smallest_voxels: float) -> BoolArray:
-    """Voxels of a mask outside the components to keep; of equally large ones the first in index order is kept."""
-    components, _ = ndimage.label(mask, structure=_NEIGHBOURS_26)
-    voxels = np.bincount(components.ravel())
-    voxels[0] = 0
-    rejected = voxels < smallest_voxels
-    if largest_only:
-        rejected[np.arange(len(voxels)) != voxels.argmax()] = True
-    rejected[0] = False
-    chosen: BoolArray = rejected[components]
-    return chosen
+    components = find_components(label_map)
+    least_ml = np.zeros(256)
+    least_ml[list(spec.smallest_component_ml)] = list(spec.smallest_component_ml.values())
+    rejected = components.voxels < least_ml[components.labels] / voxel_volume_ml
+    for label in spec.largest_component:
+        of_label = np.flatnonzero(components.labels == label)
+        if len(of_label):
+            rejected[of_label[of_label != of_label[components.voxels[of_label].argmax()]]] = True
+    erase(label_map, components, rejected)
 
 
 def _scores(stitched: Stitched, spec: ModelSpec) -> Float32Array:

@@ -156,7 +156,7 @@ def test_image_and_labels_stay_aligned_under_any_variation(seed: int) -> None:
         voxels=(1000 * cells).astype(np.float32),
         label_map=cells.astype(np.uint8),
     )
-    spec = AugmentSpec(enhancement_hu={}, shift_hu=0.0, gain=0.0, noise_hu=0.0, blur_voxels=0.3)
+    spec = AugmentSpec(enhancement_hu={}, shift_hu=0.0, gain=0.0, noise_hu=0.0, blur_voxels=0.3, round_field=0.0)
     tile = draw_tile(case, (40, 40, 40), spec, 0.0, np.random.default_rng(seed))
     image, labels = _array(tile.voxels), tile.label_map[0].numpy()
     cube, reach = np.ones((3, 3, 3), dtype=bool), 3  # interpolation mixes neighbours, the blur one voxel more
@@ -269,3 +269,24 @@ def test_blur_keeps_a_constant_image_and_flattens_noise() -> None:
     noisy = replace(constant, voxels=noise)
     image = _array(draw_tile(noisy, TILE, spec, AIR_HU, SteeredRng(*fractions, chance=blurred)).voxels)
     assert image.std() < 30.0
+
+
+def test_outside_a_round_field_of_view_there_is_air_and_no_class() -> None:
+    shape, tile_shape = (24, 64, 64), (8, 40, 42)
+    case = replace(
+        _marked_case((0, 0, 0), shape),
+        voxels=np.full(shape, 100.0, dtype=np.float32),
+        label_map=np.ones(shape, dtype=np.uint8),
+        known=np.zeros(shape, dtype=np.uint8),
+    )
+    plain = draw_tile(case, tile_shape, replace(STILL, round_field=0.0), AIR_HU, SteeredRng())
+    assert plain.voxels.min() > AIR_HU, "the tile must lie inside the case"
+    tile = draw_tile(case, tile_shape, replace(STILL, round_field=1.0), AIR_HU, SteeredRng())
+    outside = tile.voxels[0, 0] == AIR_HU
+    assert 0.05 < outside.float().mean() < 0.5
+    assert outside[:, 0, 0].all()
+    assert not outside[:, 20, 21].any()
+    assert (outside == outside[:1]).all(), "the field is the same in every slice"
+    assert torch.equal(tile.label_map[0] == 0, outside)
+    assert torch.equal(tile.known[0] == 255, outside)
+    assert torch.equal(tile.voxels[0, 0][~outside], plain.voxels[0, 0][~outside])

@@ -38,9 +38,9 @@ def _root() -> None:
 @app.command()
 def demo(
     out: Annotated[Path, _OUT],
-    steps: Annotated[int, _STEPS] = 3600,
-    stop_after: Annotated[int, _STOP_AFTER] = 2600,
-    settle_steps: Annotated[int, _SETTLE_STEPS] = 400,
+    steps: Annotated[int, _STEPS] = 1300,
+    stop_after: Annotated[int | None, _STOP_AFTER] = None,
+    settle_steps: Annotated[int, _SETTLE_STEPS] = 200,
     leave_out: Annotated[str | None, _LEAVE_OUT] = None,
     seed: Annotated[int, _SEED] = 42,
     threads: Annotated[int, _THREADS] = 0,

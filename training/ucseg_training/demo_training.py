@@ -10,6 +10,7 @@ from ucseg_training.data.augment import AugmentSpec
 from ucseg_training.data.case import Case, load_case, save_case
 from ucseg_training.demo_model import CLASSES, LABELS, POSTPROCESSING, PREPROCESSING, TILING, TRIO
 from ucseg_training.loop import TrainingPlan, train
+from ucseg_training.precision import computes_in_bfloat16
 from ucseg_training.settle import settle
 
 _LOG = logging.getLogger(__name__)
@@ -54,17 +55,17 @@ MODEL_SPEC: dict[str, object] = {
 
 @dataclass(frozen=True)
 class DemoSchedule:
-    """Lengths of the phases; the defaults are those of the shipped model.
+    """Lengths of the phases.
 
     Attributes:
-        steps: Steps over which the learning rate falls.
-        stop_after: Step to stop at; the shipped model's run was ended before its schedule was.
+        steps: Steps over which the learning rate falls, two tiles each.
+        stop_after: Step to stop at before the schedule has ended; None for its end.
         settle_steps: Steps of the second phase, see `settle`.
     """
 
-    steps: int = 3600
-    stop_after: int = 2600
-    settle_steps: int = 400
+    steps: int = 1300
+    stop_after: int | None = None
+    settle_steps: int = 200
 
 
 def demo_plan(schedule: DemoSchedule, leave_out: str | None = None, seed: int = 42) -> TrainingPlan:
@@ -84,6 +85,7 @@ def demo_plan(schedule: DemoSchedule, leave_out: str | None = None, seed: int = 
         case_weights=weights,
         steps=schedule.steps,
         stop_after=schedule.stop_after,
+        autocast=computes_in_bfloat16(),
         seed=seed,
         model_spec=MODEL_SPEC,
     )

@@ -16,6 +16,7 @@ from ucseg_runtime.segmentation import Segmentation
 from ucseg_runtime.volume import Volume
 from ucseg_training.checkpoint import load_checkpoint
 from ucseg_training.data.case import Case, bit
+from ucseg_training.precision import computes_in_bfloat16
 from ucseg_training.torch_backend import DECIDED, Decided, TorchBackend
 
 
@@ -42,10 +43,11 @@ def evaluate(checkpoint: Path, cases: Sequence[Case], outputs: Sequence[Decided]
     """
     loaded = load_checkpoint(checkpoint)
     spec = _spec_of(loaded.model_spec)
+    autocast = spec.default_precision == "bf16" and computes_in_bfloat16()
     for case in cases:
         volume = Volume(case.voxels, case.geometry, spec.modality)
         for output in outputs:
-            backend = TorchBackend(loaded.net, spec, output, autocast=spec.default_precision == "bf16")
+            backend = TorchBackend(loaded.net, spec, output, autocast=autocast)
             segmentation = segment_volume(volume, spec, backend, InferenceOptions())
             yield from _score(case, segmentation, output)
 

@@ -102,6 +102,7 @@ def _subnets(
 ) -> tuple[Tensor, Tensor, PartialTarget]:
     """Logits of both subnets, without gradient, and the target of a tile that depends on `seed` alone."""
     image, target = draw_batch(cases, plan, np.random.default_rng(seed))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        logits_a, logits_b = net.subnet_a(image).logits, net.subnet_b(image).logits
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=plan.autocast):
+        fast = image.to(memory_format=torch.channels_last_3d)
+        logits_a, logits_b = net.subnet_a(fast).logits, net.subnet_b(fast).logits
     return logits_a.float(), logits_b.float(), target

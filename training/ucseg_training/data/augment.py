@@ -16,6 +16,8 @@ from torch import Tensor
 from ucseg_runtime.arrays import Float32Array, Float64Array, UInt8Array
 from ucseg_training.data.case import Case
 
+_ALL_KNOWN = 255
+
 
 @dataclass(frozen=True)
 class AugmentSpec:
@@ -31,6 +33,8 @@ class AugmentSpec:
         noise_hu: Largest standard deviation of added noise.
         blur_voxels: Largest standard deviation of the smoothing that imitates a soft kernel or thick slices.
         focus: Share of tiles that are centred on a voxel of a labelled class.
+        round_field: Share of tiles outside of whose circular field of view there is nothing but air, as scanners fill
+            the corners of an image.
     """
 
     enhancement_hu: dict[int, tuple[float, float]]
@@ -42,6 +46,7 @@ class AugmentSpec:
     noise_hu: float = 45.0
     blur_voxels: float = 0.9
     focus: float = 0.8
+    round_field: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ def draw_tile(
     label_map = F.grid_sample(_as_tensor(case.label_map), grid, mode="nearest", align_corners=False)
     known = F.grid_sample(_as_tensor(case.known), grid, mode="nearest", align_corners=False)
     labels = label_map[:, 0].long()
-    return TrainingTile(_vary_intensity(image, labels, spec, air_hu, rng), labels, known[:, 0].long())
+    tile = TrainingTile(_vary_intensity(image, labels, spec, air_hu, rng), labels, known[:, 0].long())
+    return _with_round_field(tile, air_hu, rng) if rng.random() < spec.round_field else tile
 
 
 def _as_tensor(array: Float32Array | UInt8Array) -> Tensor:
@@ -157,6 +163,20 @@ def _blur(image: Tensor, sigma: float, rng: np.random.Generator) -> Tensor:
         shape[2 + axis], padding[axis] = 7, 3
         image = F.conv3d(F.pad(image, _both_sides(padding), mode="replicate"), kernel.reshape(shape))
     return image
+
+
+def _with_round_field(tile: TrainingTile, air_hu: float, rng: np.random.Generator) -> TrainingTile:
+    """Nothing but air outside a circle in (y, x) that leaves at least the middle of the tile; no class is there."""
+    rows, columns = tile.label_map.shape[2:]
+    row, column = rng.uniform(0.3, 0.7, size=2) * (rows, columns)
+    radius = rng.uniform(0.35, 0.7) * min(rows, columns)
+    y, x = np.ogrid[:rows, :columns]
+    outside = torch.from_numpy((y - row) ** 2 + (x - column) ** 2 > radius**2)
+    return TrainingTile(
+        voxels=tile.voxels.masked_fill(outside, air_hu),
+        label_map=tile.label_map.masked_fill(outside, 0),
+        known=tile.known.masked_fill(outside, _ALL_KNOWN),
+    )
 
 
 def _both_sides(padding: list[int]) -> list[int]:
