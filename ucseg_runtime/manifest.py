@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from ucseg_runtime.errors import ManifestError
+from ucseg_runtime.intensity import Intensity
+from ucseg_runtime.intensity import PiecewiseLinear as PiecewiseLinear
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -56,40 +58,37 @@ class SegmentClass(_Frozen):
     colour_rgb: tuple[Byte, Byte, Byte]
 
 
-class PiecewiseLinear(_Frozen):
-    """Network input = linear interpolation between knots; constant outside them.
-
-    Attributes:
-        knots: Pairs (modality units, network input), strictly ascending in the first.
-    """
-
-    kind: Literal["piecewise_linear"] = "piecewise_linear"
-    knots: tuple[tuple[FiniteFloat, FiniteFloat], ...]
-
-    @field_validator("knots")
-    @classmethod
-    def _ascending(cls, knots: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
-        if len(knots) < 2 or any(left[0] >= right[0] for left, right in zip(knots, knots[1:], strict=False)):
-            raise ValueError("knots need at least two pairs, strictly ascending in modality units")
-        return knots
-
-
 class Preprocessing(_Frozen):
     """Source grid to model grid.
 
+    Either `spacing_mm` or `plane_shape` is given: networks for volumes have a spacing, networks for planes may see
+    every slice at one size, whatever its spacing.
+
     Attributes:
         spacing_mm: Voxel spacing of the model grid along (z, y, x).
-        orientation: Anatomical direction in which the indices x, y, z of the model grid grow. Oblique series are
-            turned to the nearest such axes by flips and permutations only, never rotated.
+        plane_shape: Voxels of the model grid along (y, x); slices are kept as they are along z.
+        orientation: ``LPS``: the anatomical directions in which the indices x, y, z of the model grid grow; oblique
+            series are turned to the nearest such axes by flips and permutations only, never rotated. ``acquired``:
+            slices, rows and columns stay as they were acquired, which networks for planes need.
+        interpolation: ``linear``, averaging where the grid gets coarser; ``nearest``: the voxel of the source that
+            holds the centre of the new one.
         intensity: From modality units to the network's input.
         padding_value: Modality value of the space outside the volume, and the least that a voxel is taken to have:
             −1000 HU (air) for CT, whose scanners write less outside their field of view.
     """
 
-    spacing_mm: tuple[PositiveMm, PositiveMm, PositiveMm]
-    orientation: Literal["LPS"] = "LPS"
-    intensity: PiecewiseLinear
+    spacing_mm: tuple[PositiveMm, PositiveMm, PositiveMm] | None = None
+    plane_shape: tuple[Side, Side] | None = None
+    orientation: Literal["LPS", "acquired"] = "LPS"
+    interpolation: Literal["linear", "nearest"] = "linear"
+    intensity: Intensity
     padding_value: FiniteFloat
+
+    @model_validator(mode="after")
+    def _one_grid(self) -> Preprocessing:
+        if (self.spacing_mm is None) == (self.plane_shape is None):
+            raise ValueError("either spacing_mm or plane_shape must be given")
+        return self
 
 
 class Tiling(_Frozen):

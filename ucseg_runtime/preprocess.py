@@ -13,7 +13,9 @@ import numpy.typing as npt
 
 from ucseg_runtime.arrays import Float32Array, Float64Array
 from ucseg_runtime.geometry import VolumeGeometry
-from ucseg_runtime.manifest import PiecewiseLinear, Preprocessing
+from ucseg_runtime.intensity import apply_intensity as apply_intensity
+from ucseg_runtime.intensity import intensity_map
+from ucseg_runtime.manifest import Preprocessing
 from ucseg_runtime.resampling import resample
 from ucseg_runtime.tiling import Tile
 from ucseg_runtime.volume import Volume
@@ -110,37 +112,52 @@ def model_grid(oriented: VolumeGeometry, spacing_mm: tuple[float, float, float])
     return oriented.regridded((z, y, x))
 
 
-def apply_intensity(voxels: Float32Array, rule: PiecewiseLinear) -> Float32Array:
-    """Modality units to network input, float32, same shape."""
-    units, values = zip(*rule.knots, strict=True)
-    values_at: Float32Array = np.interp(voxels, units, values).astype(np.float32)
-    return values_at
+def resample_nearest(voxels: npt.NDArray[_Voxel], shape: tuple[int, int, int]) -> npt.NDArray[_Voxel]:
+    """The same box of tissue in `shape` voxels, each with the value of the source voxel that holds its centre.
+
+    A centre on the face between two source voxels belongs to the one with the greater index. Same type, new array.
+    """
+    z, y, x = ((2 * np.arange(want) + 1) * have // (2 * want) for have, want in zip(voxels.shape, shape, strict=True))
+    return voxels[np.ix_(z, y, x)]
 
 
 def resample_to_model_grid(volume: Volume, spec: Preprocessing) -> tuple[Float32Array, VolumeGeometry, Orientation]:
     """Orient and resample, keeping modality units: float32 voxels, the model grid, and the turn that was made."""
-    orientation = orientation_to_lps(volume.geometry.direction)
-    grid = model_grid(orientation.apply_to_geometry(volume.geometry), spec.spacing_mm)
-    voxels = np.maximum(resample(orientation.apply(volume.voxels), grid.shape), np.float32(spec.padding_value))
-    return voxels, grid, orientation
+    as_acquired = spec.orientation == "acquired"
+    orientation = Orientation((0, 1, 2), ()) if as_acquired else orientation_to_lps(volume.geometry.direction)
+    grid = _model_grid_of(orientation.apply_to_geometry(volume.geometry), spec)
+    source = orientation.apply(volume.voxels)
+    if spec.interpolation == "nearest":
+        resampled = resample_nearest(source, grid.shape).astype(np.float32)
+    else:
+        resampled = resample(source, grid.shape)
+    return np.maximum(resampled, np.float32(spec.padding_value)), grid, orientation
 
 
 def preprocess(volume: Volume, spec: Preprocessing) -> Prepared:
     """Bring a volume to the model grid and to the network's input range.
 
     Args:
-        volume: Any orientation and spacing; voxels in modality units.
+        volume: Any orientation and spacing; voxels in modality units. One channel of a colour image at a time.
         spec: What the model fixes.
 
     Returns:
         The volume in the network's units, with what is needed to map results back to the source grid.
     """
     voxels, grid, orientation = resample_to_model_grid(volume, spec)
-    padding = apply_intensity(np.full((1,), spec.padding_value, dtype=np.float32), spec.intensity)
+    to_input = intensity_map(voxels, spec.intensity)
+    padding = to_input(np.full((1,), spec.padding_value, dtype=np.float32))
     return Prepared(
-        voxels=apply_intensity(voxels, spec.intensity),
+        voxels=to_input(voxels),
         geometry=grid,
         oriented=orientation.apply_to_geometry(volume.geometry),
         orientation=orientation,
         padding_value=float(padding[0]),
     )
+
+
+def _model_grid_of(oriented: VolumeGeometry, spec: Preprocessing) -> VolumeGeometry:
+    if spec.plane_shape is not None:
+        return oriented.regridded((oriented.shape[0], *spec.plane_shape))
+    assert spec.spacing_mm is not None  # noqa: S101  (the manifest has one of the two)
+    return model_grid(oriented, spec.spacing_mm)

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ucseg_runtime.config import OutputOptions
 from ucseg_runtime.errors import OutputError, OutputExistsError
+from ucseg_runtime.json_text import json_text
 
 SEGMENTATION = "segmentation.dcm"
 UNCERTAINTY = "uncertainty.dcm"
@@ -147,8 +148,7 @@ class Staging:
         return (*names, RECORD)
 
     def _write_record(self, record: Mapping[str, object]) -> None:
-        text = json.dumps(_without_nan(record), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
-        (self._hidden / RECORD).write_text(text + "\n", encoding="utf-8")
+        (self._hidden / RECORD).write_text(json_text(record) + "\n", encoding="utf-8")
 
 
 def _swap(folder: Path, hidden: Path, names: Sequence[str]) -> None:
@@ -251,15 +251,6 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _without_nan(value: object) -> object:
-    """The same with None for every NaN, which JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _fingerprint(path: Path) -> dict[str, str | int]:

@@ -94,19 +94,18 @@ def resampler_between(source: tuple[int, int, int], target: tuple[int, int, int]
     return Resampler((z, y, x))
 
 
-def resample(voxels: npt.NDArray[np.generic], shape: tuple[int, int, int], slices: slice | None = None) -> Float32Array:
-    """Resample a volume, or only some slices of the result.
+def resample(voxels: npt.NDArray[np.generic], shape: tuple[int, int, int]) -> Float32Array:
+    """Resample a volume.
 
     Args:
         voxels: Any real type, shape (z, y, x).
-        shape: Sides of the whole result along (z, y, x).
-        slices: Which z indices of the result to compute; all when not given.
+        shape: Sides of the result along (z, y, x).
 
     Returns:
-        float32, shape (slices, y, x), in the units given.
+        float32, of that shape, in the units given.
     """
     z, y, x = voxels.shape
-    return resampler_between((z, y, x), shape).box(voxels, (slices or slice(None), slice(None), slice(None)))
+    return resampler_between((z, y, x), shape).box(voxels, (slice(None), slice(None), slice(None)))
 
 
 def _extent(flags: BoolArray) -> slice:

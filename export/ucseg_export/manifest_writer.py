@@ -67,17 +67,29 @@ def read_json(path: Path, what: str) -> Any:  # noqa: ANN401  (checked by the ca
 def quality_rows(values: object) -> tuple[Quality, ...]:
     """Measured quality from JSON-like rows, or from a single one.
 
+    Args:
+        values: Rows of the manifest's schema, or of ``ucseg-train evaluate``, of which the manifest keeps the Dice.
+
     Raises:
         ManifestError: A row breaks the schema, or its Dice is not a number in [0, 1].
     """
     try:
-        rows = TypeAdapter(tuple[Quality, ...]).validate_python([values] if isinstance(values, dict) else values)
+        rows = TypeAdapter(tuple[Quality, ...]).validate_python(
+            [_quality_row(row) for row in (values if isinstance(values, list) else [values])]
+        )
     except ValidationError as error:
         raise ManifestError(f"the quality rows break the schema: {_breaches(error)}.") from error
     wrong = [index for index, row in enumerate(rows, start=1) if not (0.0 <= row.dice <= 1.0)]
     if wrong:
         raise ManifestError(f"quality row {wrong[0]} of {len(rows)} has a Dice outside [0, 1].")
     return rows
+
+
+def _quality_row(row: object) -> object:
+    """A row of ``ucseg-train evaluate`` in the manifest's words; anything else as it is."""
+    if not isinstance(row, dict) or "case" not in row:
+        return row
+    return {"data_set": row["case"]} | {name: row.get(name) for name in ("segment", "output", "dice")}
 
 
 def build_manifest(

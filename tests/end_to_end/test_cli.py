@@ -229,6 +229,17 @@ def test_segment_stopped_by_a_signal_leaves_nothing_and_says_so(study: Path, mod
     assert list(out.parent.iterdir()) == []
 
 
+def test_a_reader_that_closes_the_output_is_no_defect(model: Path) -> None:
+    command = [sys.executable, "-c", "from ucseg_runtime.cli.app import main; main()", "models", "--model", model]
+    process = subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 141
+    assert stderr == ""
+
+
 def test_a_defect_is_one_line_with_exit_code_1_and_no_value(
     study: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

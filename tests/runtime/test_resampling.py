@@ -76,11 +76,6 @@ def test_box_equals_the_same_part_of_the_whole(
         np.testing.assert_allclose(resampler.box(voxels, (box[0], box[1], box[2])), whole[box], atol=1e-6)
 
 
-def test_slices_of_the_result_can_be_computed_by_themselves(rng: np.random.Generator) -> None:
-    voxels = rng.random((7, 5, 6), dtype=np.float32)
-    np.testing.assert_allclose(resample(voxels, (13, 9, 4), slice(5, 9)), resample(voxels, (13, 9, 4))[5:9], atol=1e-6)
-
-
 @pytest.mark.parametrize(("source", "target"), GRIDS)
 def test_reach_is_the_smallest_box_that_depends_on_marked_voxels(
     source: tuple[int, int, int], target: tuple[int, int, int], rng: np.random.Generator

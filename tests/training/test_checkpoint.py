@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,6 @@ from ucseg_training.checkpoint import (
     TrainingState,
     load_checkpoint,
     load_training_state,
-    load_trio,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
@@ -68,7 +68,7 @@ def test_checkpoint_comes_back_as_it_was_saved(path: Path) -> None:
 
 def test_loaded_trio_is_ready_for_inference(path: Path) -> None:
     assert not load_checkpoint(path).net.training
-    assert _same(load_trio(path).state_dict(), _trio().state_dict())
+    assert _same(load_checkpoint(path).net.state_dict(), _trio().state_dict())
 
 
 def test_weights_in_another_memory_layout_come_back_with_the_same_values(path: Path) -> None:
@@ -202,17 +202,33 @@ def test_saving_into_a_missing_folder_is_an_output_error(tmp_path: Path) -> None
 def _state() -> TrainingState:
     weights = _trio().state_dict()
     average = {name: tensor / 2 for name, tensor in weights.items()}
-    return TrainingState(23, weights, average, {"0/exp_avg": torch.ones(2, 3), "0/step": torch.tensor(23.0)})
+    return TrainingState(
+        step=23,
+        plan_digest="abc",
+        weights=weights,
+        average=average,
+        optimizer={"0/exp_avg": torch.ones(2, 3), "0/step": torch.tensor(23.0)},
+        objective={"queue/0": torch.arange(6.0).reshape(2, 3), "pointer": torch.tensor(4)},
+        best={"weight": torch.tensor([1.5])},
+        best_score=0.1 + 0.2,
+    )
 
 
 def test_training_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     state = _state()
     save_training_state(tmp_path / "state.safetensors", state)
     found = load_training_state(tmp_path / "state.safetensors")
-    assert found.step == 23
-    assert _same(found.weights, state.weights)
-    assert _same(found.average, state.average)
-    assert _same(found.optimizer, state.optimizer)
+    assert (found.step, found.plan_digest, found.best_score) == (23, "abc", state.best_score)
+    for part in ("weights", "average", "optimizer", "objective", "best"):
+        assert _same(getattr(found, part), getattr(state, part)), part
+
+
+def test_training_state_without_queues_average_and_score_comes_back(tmp_path: Path) -> None:
+    state = TrainingState(0, "abc", {"w": torch.ones(1)}, {}, {})
+    save_training_state(tmp_path / "state.safetensors", state)
+    found = load_training_state(tmp_path / "state.safetensors")
+    assert (found.average, found.optimizer, found.objective, found.best) == ({}, {}, {}, {})
+    assert math.isnan(found.best_score)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +236,7 @@ def test_training_state_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     [
         pytest.param(lambda _, m: m.pop("step"), id="no step"),
         pytest.param(lambda _, m: m.update(step="many"), id="step is no number"),
+        pytest.param(lambda _, m: m.pop("plan"), id="no digest of the plan"),
         pytest.param(_add, id="tensor of no part"),
     ],
 )

@@ -37,7 +37,15 @@ from ucseg_training.data.demo_cases import (
     make_demo_cases,
 )
 from ucseg_training.demo_model import LABELS, PREPROCESSING, TRIO
-from ucseg_training.demo_training import CASE_WEIGHTS, LABELLED, MODEL_SPEC, DemoSchedule, demo_plan, prepared_cases
+from ucseg_training.demo_training import (
+    CASE_WEIGHTS,
+    LABELLED,
+    MODEL_SPEC,
+    DemoSchedule,
+    demo_plan,
+    demo_sampling,
+    prepared_cases,
+)
 
 PATIENT = CtPhantom(shape=(24, 60, 64), spacing_mm=(3.0, 1.5, 1.5))
 LIVER, SPLEEN, SPINE, LUNG = 1, 2, 3, 4
@@ -188,7 +196,7 @@ def test_lung_rule_adds_lungs_and_knows_that_fat_and_air_are_no_organ() -> None:
     labels = np.zeros(shape, dtype=np.uint8)
     labels[heart] = LABELS["heart"]
     volume = Volume(voxels, centred_geometry(shape, (3.0, 3.0, 3.0), AXIAL), "CT")
-    case = _with_lung_rule("chest", volume, labels, np.full(shape, bit(LABELS["heart"])))
+    case = _with_lung_rule("chest", volume, labels, np.full(shape, bit(LABELS["heart"])), PREPROCESSING)
     assert (case.label_map[lung] == LABELS["lungs"]).all()
     assert (case.label_map[heart] == LABELS["heart"]).all()
     assert (case.known[fat] == ALL_KNOWN).all()
@@ -280,14 +288,14 @@ def _imported(path: Path) -> set[str]:
     return modules | {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
 
 
-def test_nothing_but_the_evaluation_command_imports_the_test_patient() -> None:
+def test_nothing_but_evaluation_and_study_imports_the_test_patient() -> None:
     root = Path(ucseg_training.__file__).parent
     importers = {
         path.relative_to(root).as_posix()
         for path in root.rglob("*.py")
         if any(module.endswith("patient_a") for module in _imported(path))
     }
-    assert importers == {"cli.py"}
+    assert importers == {"cli/evaluate.py", "cli/study.py"}
 
 
 def test_patient_a_is_never_drawn() -> None:
@@ -299,10 +307,15 @@ def test_patient_a_is_never_drawn() -> None:
 
 @pytest.mark.parametrize("left_out", LABELLED)
 def test_fold_of_the_validation_trains_on_everyone_else(left_out: str) -> None:
-    plan = demo_plan(DemoSchedule(10), leave_out=left_out, seed=7)
-    assert set(plan.case_weights) == set(CASE_WEIGHTS) - {left_out}
-    assert (plan.steps, plan.seed) == (10, 7)
-    assert demo_plan(DemoSchedule(10)).case_weights == CASE_WEIGHTS
+    assert set(demo_sampling(left_out).labelled_weights) == set(CASE_WEIGHTS) - {left_out}
+    assert demo_sampling().labelled_weights == CASE_WEIGHTS
+    assert demo_sampling(seed=7).seed == 7
+
+
+def test_plan_has_the_length_and_seed_that_were_asked_for() -> None:
+    plan = demo_plan(DemoSchedule(10, 8), seed=7)
+    assert (plan.steps, plan.method.total_steps, plan.stop_after, plan.seed) == (10, 10, 8, 7)
+    assert plan.method.pseudo_labels == "none"
 
 
 def test_description_in_the_checkpoint_is_a_model_that_fits_the_networks() -> None:
@@ -318,7 +331,7 @@ def test_description_in_the_checkpoint_is_a_model_that_fits_the_networks() -> No
 def test_cases_are_prepared_once_and_then_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def make() -> tuple[Case, ...]:
+    def make(_: object) -> tuple[Case, ...]:
         calls.append(1)
         return tuple(block_case(name) for name in CASE_WEIGHTS)
 
@@ -335,15 +348,20 @@ def test_demo_training_uses_the_plan_and_the_cases_beside_its_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[object] = []
-    monkeypatch.setattr(demo_cases, "make_demo_cases", lambda: tuple(block_case(name) for name in CASE_WEIGHTS))
+    monkeypatch.setattr(demo_cases, "make_demo_cases", lambda _: tuple(block_case(name) for name in CASE_WEIGHTS))
     monkeypatch.setattr(
-        demo_training, "train", lambda cases, plan, folder: seen.extend((cases, plan)) or folder / "first"
+        demo_training,
+        "train",
+        lambda batches, plan, folder, observers: seen.extend((batches, plan)) or folder / "first",
     )
-    monkeypatch.setattr(demo_training, "settle", lambda *arguments: arguments)
+    monkeypatch.setattr(demo_training, "settle", lambda *arguments, autocast: (*arguments, autocast))
     schedule = DemoSchedule(12, 10, 4)
-    settled = demo_training.train_demo(tmp_path / "demo", schedule, "B", 3)
-    cases, plan = seen
-    assert plan == demo_plan(schedule, "B", 3)
-    assert settled == (tmp_path / "demo" / "first", cases, plan, 4, tmp_path / "demo")
-    assert [case.name for case in cases] == list(CASE_WEIGHTS)
+    first, others, steps, folder, autocast = demo_training.train_demo(tmp_path / "demo", schedule, "B", 3)
+    batches, plan = seen
+    assert plan == demo_plan(schedule, 3)
+    assert (first, steps, folder) == (tmp_path / "demo" / "first", 4, tmp_path / "demo")
+    assert autocast == (plan.precision == "bf16")
+    described = batches.describe()
+    assert set(described["cases"]) == set(CASE_WEIGHTS) - {"B"}
+    assert others.describe() == described | {"stream": 1}, "the second phase draws other tiles of the same patients"
     assert (tmp_path / "cases" / "B.npz").is_file()

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from tests.fake_backend import FakeBackend
-from tests.training_phantom import BLOCK_HU, BLOCKS, TINY, block_case, tiny_model_spec
+from tests.training_phantom import AIR_HU, BLOCK_HU, BLOCKS, TINY, block_case, tiny_model_spec, tiny_spec
 from ucseg_runtime.errors import ModelError
-from ucseg_runtime.manifest import ModelSpec, Quality
+from ucseg_runtime.manifest import ModelSpec
 from ucseg_training import evaluate as module
 from ucseg_training.checkpoint import save_checkpoint
 from ucseg_training.data.case import Case
-from ucseg_training.evaluate import dice, evaluate
+from ucseg_training.data.sample import Sample, sample_from_case
+from ucseg_training.evaluate import evaluate, evaluate_as_paper, evaluate_sample, load_scorable
 from ucseg_training.nets import DualNet
 from ucseg_training.torch_backend import DECIDED
 
@@ -61,25 +62,7 @@ def rig(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Array], Array]],
 
 
 def _fused(checkpoint: Path, case: Case) -> dict[str, float]:
-    return {row.segment: row.dice for row in evaluate(checkpoint, [case], ["fused"])}
-
-
-@pytest.mark.parametrize(
-    ("predicted", "truth", "expected"),
-    [
-        pytest.param([1, 1, 0, 0], [1, 1, 0, 0], 1.0, id="equal"),
-        pytest.param([1, 1, 0, 0], [0, 0, 1, 1], 0.0, id="disjoint"),
-        pytest.param([1, 1, 1, 0], [1, 0, 0, 0], 0.5, id="three of one"),
-        pytest.param([0, 0, 0, 0], [1, 0, 0, 0], 0.0, id="missed"),
-    ],
-)
-def test_dice_of_cases_worked_by_hand(predicted: list[int], truth: list[int], expected: float) -> None:
-    assert dice(np.array(predicted, dtype=bool), np.array(truth, dtype=bool)) == expected
-
-
-def test_dice_of_nothing_with_nothing_is_undefined() -> None:
-    empty = np.zeros(4, dtype=bool)
-    assert np.isnan(dice(empty, empty))
+    return {row.segment: row.scores["dice"] for row in evaluate(checkpoint, [case], ["fused"])}
 
 
 def test_network_that_is_right_scores_one_in_every_class_of_every_output(
@@ -87,12 +70,13 @@ def test_network_that_is_right_scores_one_in_every_class_of_every_output(
 ) -> None:
     rig(_by_intensity)
     rows = list(evaluate(checkpoint, [block_case("P"), block_case("Q")]))
-    assert rows == [
-        Quality(data_set=case, segment=segment, output=output, dice=1.0)
-        for case in ("P", "Q")
-        for output in DECIDED
-        for segment in ("block 1", "block 2")
+    assert [(row.case, row.output, row.segment) for row in rows] == [
+        (case, output, segment) for case in ("P", "Q") for output in DECIDED for segment in ("block 1", "block 2")
     ]
+    for row in rows:
+        ml = 14 * 24 * 18 * 0.027 if row.segment == "block 1" else 12 * 24 * 14 * 0.027
+        perfect = {"dice": 1.0, "jaccard": 1.0, "hd95_mm": 0.0, "assd_mm": 0.0, "predicted_ml": ml, "truth_ml": ml}
+        assert row.scores == pytest.approx(perfect)
 
 
 def test_score_does_not_depend_on_the_grid_that_the_case_lies_on(
@@ -132,8 +116,8 @@ def test_class_is_scored_only_where_its_presence_is_known(
     label_map[upper_half] = 0
     half_labelled = replace(case, label_map=label_map)
     lower, upper = 6, 8
-    expected = round(2 * lower / (lower + lower + upper), 4)
-    assert _fused(checkpoint, half_labelled) == {"block 1": expected, "block 2": 1.0}
+    expected = 2 * lower / (lower + lower + upper)
+    assert _fused(checkpoint, half_labelled) == pytest.approx({"block 1": expected, "block 2": 1.0})
     known[upper_half] = 0b10
     assert _fused(checkpoint, replace(half_labelled, known=known)) == {"block 1": 1.0, "block 2": 1.0}
 
@@ -164,7 +148,7 @@ def test_real_networks_run_for_every_output(checkpoint: Path) -> None:
     assert [(row.output, row.segment) for row in rows] == [
         (output, f"block {label}") for output in DECIDED for label in BLOCKS
     ]
-    assert all(0.0 <= row.dice <= 1.0 for row in rows)
+    assert all(0.0 <= row.scores["dice"] <= 1.0 for row in rows)
 
 
 def test_checkpoint_without_a_model_description_is_a_model_error(tmp_path: Path) -> None:
@@ -172,3 +156,38 @@ def test_checkpoint_without_a_model_description_is_a_model_error(tmp_path: Path)
     save_checkpoint(path, DualNet(TINY).state_dict(), TINY, 1, {**tiny_model_spec(), "modality": 3})
     with pytest.raises(ModelError, match="does not describe a model: modality: "):
         list(evaluate(path, [block_case()]))
+
+
+def _sample(case: Case) -> Sample:
+    return sample_from_case(case, tiny_spec().preprocessing.intensity, AIR_HU)
+
+
+def test_prepared_sample_is_scored_like_its_case(
+    checkpoint: Path, rig: Callable[[Callable[[Array], Array]], None]
+) -> None:
+    rig(_without_class_2)
+    complete = replace(_sample(block_case()), known=None)
+    rows = list(evaluate_sample(load_scorable(checkpoint), complete, (3.0, 3.0, 3.0), ["fused"]))
+    deployed = list(evaluate(checkpoint, [block_case()], ["fused"]))
+    assert len(rows) == 2
+    for row, expected in zip(rows, deployed, strict=True):
+        assert row.scores == pytest.approx(expected.scores, nan_ok=True)
+
+
+def test_distances_of_a_sample_of_unknown_size_are_in_voxels(
+    checkpoint: Path, rig: Callable[[Callable[[Array], Array]], None]
+) -> None:
+    rig(_by_intensity)
+    complete = replace(_sample(block_case()), known=None)
+    for rows in (
+        evaluate_sample(load_scorable(checkpoint), complete, None, ["fused"]),
+        evaluate_as_paper(load_scorable(checkpoint), complete),
+    ):
+        assert [row.scores for row in rows] == 2 * [
+            {"dice": 1.0, "jaccard": 1.0, "hd95_voxels": 0.0, "asd_voxels": 0.0}
+        ]
+
+
+def test_sample_with_partial_labels_is_not_scored(checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match="without complete labels"):
+        list(evaluate_sample(load_scorable(checkpoint), _sample(block_case()), None, ["fused"]))

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from ucseg_runtime.arrays import BoolArray, Float32Array
 from ucseg_training.data.lung_rule import LungRegions, find_lungs
-from ucseg_training.evaluate import dice
+from ucseg_training.metrics import dice
 
 SPACING_MM = (3.0, 3.0, 3.0)
 SHAPE = (100, 84, 120)

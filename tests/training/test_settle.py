@@ -13,24 +13,33 @@ import torch
 from tests.training_phantom import TINY, block_case, tiny_model_spec, tiny_spec
 from ucseg_training.checkpoint import load_checkpoint
 from ucseg_training.data.augment import AugmentSpec
+from ucseg_training.data.case_batches import CaseBatches, CaseSampling
 from ucseg_training.errors import TrainingError
-from ucseg_training.loop import TrainingPlan, draw_batch, train
-from ucseg_training.losses import supervised_loss
+from ucseg_training.method.config import MethodConfig
 from ucseg_training.nets import DualNet
-from ucseg_training.settle import settle
+from ucseg_training.optimisation import Optimisation
+from ucseg_training.settle import deployed_loss, settle
+from ucseg_training.trainer import TrainingPlan, train
 
 SPEC = tiny_spec()
 PLAN = TrainingPlan(
     trio=TINY,
-    preprocessing=SPEC.preprocessing,
-    tiling=SPEC.tiling,
-    augment=AugmentSpec(enhancement_hu={1: (-50.0, 50.0)}),
-    case_weights={"P": 1.0},
+    method=MethodConfig(total_steps=20, use_ccp=False, use_mixing=False, pseudo_labels="none", dice="batch"),
+    optimisation=Optimisation(
+        kind="adamw", learning_rate=1.5e-3, schedule="cosine", warm_up=2, gradient_norm=1.0, average_decay=0.99
+    ),
     steps=20,
-    warm_up=2,
     model_spec=tiny_model_spec(),
 )
+SAMPLING = CaseSampling(
+    tile_shape=SPEC.tiling.tile_shape,
+    num_classes=3,
+    preprocessing=SPEC.preprocessing,
+    augment=AugmentSpec(enhancement_hu={1: (-50.0, 50.0)}),
+    labelled_weights={"P": 1.0},
+)
 CASES = [block_case("P")]
+FIRST, SECOND, UNSEEN = (CaseBatches(CASES, replace(SAMPLING, stream=stream)) for stream in range(3))
 
 
 @pytest.fixture(autouse=True)
@@ -43,31 +52,32 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def first_phase(tmp_path: Path) -> Path:
-    return train(CASES, PLAN, tmp_path)
+    return train(FIRST, PLAN, tmp_path)
 
 
-def deployed_loss(net: DualNet) -> float:
+def loss_of_unseen_tiles(net: DualNet) -> float:
     """Mean loss of the fused output in eval mode over tiles that no training drew."""
     losses = []
-    for tile in range(6):
-        image, target = draw_batch(CASES, PLAN, np.random.default_rng((99, tile)))
+    for number in range(3):
+        batch = UNSEEN.draw(number)
         with torch.no_grad():
-            losses.append(supervised_loss(net.eval()(image).fused_logits, target, progress=1.0).item())
+            output = net.eval()(batch.labelled)
+            losses.append(deployed_loss(net, output.logits_a, output.logits_b, batch.target).item())
     return float(np.mean(losses))
 
 
 def test_settling_lowers_the_loss_of_the_deployed_fused_output(first_phase: Path, tmp_path: Path) -> None:
-    before = deployed_loss(load_checkpoint(first_phase).net)
+    before = loss_of_unseen_tiles(load_checkpoint(first_phase).net)
 
-    settled = settle(first_phase, CASES, PLAN, 30, tmp_path)
+    settled = settle(first_phase, SECOND, 30, tmp_path)
 
-    assert deployed_loss(load_checkpoint(settled).net) < before
+    assert loss_of_unseen_tiles(load_checkpoint(settled).net) < before
 
 
 def test_settling_leaves_both_subnets_as_they_are(first_phase: Path, tmp_path: Path) -> None:
     before = load_checkpoint(first_phase).net.state_dict()
 
-    after = load_checkpoint(settle(first_phase, CASES, PLAN, 3, tmp_path)).net.state_dict()
+    after = load_checkpoint(settle(first_phase, SECOND, 3, tmp_path)).net.state_dict()
 
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
@@ -75,11 +85,12 @@ def test_settling_leaves_both_subnets_as_they_are(first_phase: Path, tmp_path: P
 
 
 def test_settling_again_gives_the_same_weights(first_phase: Path, tmp_path: Path) -> None:
-    once, twice = (load_checkpoint(settle(first_phase, CASES, PLAN, 3, tmp_path)).net.state_dict() for _ in range(2))
+    once, twice = (load_checkpoint(settle(first_phase, SECOND, 3, tmp_path)).net.state_dict() for _ in range(2))
 
     assert all(torch.equal(once[name], twice[name]) for name in once)
 
 
-def test_settling_without_a_case_of_the_plan_is_refused(first_phase: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="not there"):
-        settle(first_phase, CASES, replace(PLAN, case_weights={"Q": 1.0}), 3, tmp_path)
+def test_settling_on_voxels_that_are_not_numbers_is_refused(first_phase: Path, tmp_path: Path) -> None:
+    broken = [replace(block_case("P"), voxels=np.full((24, 40, 42), np.nan, np.float32))]
+    with pytest.raises(TrainingError, match="settling, step 0: the loss of the fused output is not finite"):
+        settle(first_phase, CaseBatches(broken, SAMPLING), 3, tmp_path)

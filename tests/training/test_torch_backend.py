@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from tests.training_phantom import TINY, tiny_spec
+from tests.training_phantom import TINY, tiny_model_spec, tiny_spec
 from ucseg_runtime.errors import BackendError, ModelError, TileShapeError
 from ucseg_runtime.evidence import evidence_from_logits, probabilities_from_logits
+from ucseg_runtime.manifest import ModelSpec
 from ucseg_training.nets import DualNet
 from ucseg_training.torch_backend import DECIDED, Decided, TorchBackend
 
@@ -176,11 +177,33 @@ def test_networks_that_do_not_fit_the_description_are_refused(changes: dict[str,
         TorchBackend(DualNet(replace(TINY, **changes)), tiny_spec())
 
 
-def test_description_with_exchanged_axes_is_refused(net: DualNet) -> None:
-    spec = tiny_spec()
-    exchanged = spec.model_copy(update={"tiling": spec.tiling.model_copy(update={"axis_order": "xyz"})})
-    with pytest.raises(ModelError, match="axis order"):
-        TorchBackend(net, exchanged)
+def _spec_with(tile_shape: tuple[int, int, int], axis_order: str = "zyx", dim: int = 3) -> ModelSpec:
+    tiling = {"tile_shape": tile_shape, "axis_order": axis_order}
+    return ModelSpec.model_validate({**tiny_model_spec(), "tiling": tiling, "dim": dim})
+
+
+def test_networks_of_the_other_axis_order_see_turned_tiles() -> None:
+    torch.manual_seed(0)
+    turned_net = DualNet(replace(TINY, tile_shape=(16, 32, 48)))
+    tiles = np.random.default_rng(0).random((1, 1, 48, 32, 16), dtype=np.float32)
+    output = TorchBackend(turned_net, _spec_with((48, 32, 16), "xyz")).infer(tiles)
+    with torch.no_grad():
+        expected = turned_net.eval()(torch.from_numpy(tiles).permute(0, 1, 4, 3, 2)).fused_logits.softmax(dim=1)
+    assert output.probabilities.shape == (1, 3, 48, 32, 16)
+    np.testing.assert_allclose(output.probabilities, expected.permute(0, 1, 4, 3, 2).numpy(), atol=1e-5)
+    with pytest.raises(ModelError, match="tile shape"):
+        TorchBackend(turned_net, _spec_with((48, 32, 16), "zyx"))
+
+
+def test_networks_for_planes_see_tiles_of_one_slice() -> None:
+    torch.manual_seed(0)
+    flat_net = DualNet(replace(TINY, dim=2, tile_shape=(32, 32)))
+    tiles = np.random.default_rng(0).random((2, 1, 1, 32, 32), dtype=np.float32)
+    output = TorchBackend(flat_net, _spec_with((1, 32, 32), dim=2)).infer(tiles)
+    with torch.no_grad():
+        expected = flat_net.eval()(torch.from_numpy(tiles[:, :, 0])).fused_logits.softmax(dim=1)
+    assert output.uncertainty.shape == (2, 1, 1, 32, 32)
+    np.testing.assert_allclose(output.probabilities[:, :, 0], expected.numpy(), atol=1e-5)
 
 
 def test_failure_of_torch_is_a_backend_error_with_its_cause(tiles: npt.NDArray[np.float32]) -> None:

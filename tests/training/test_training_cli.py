@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,18 +14,19 @@ from typer.testing import CliRunner, Result
 
 from tests.training_phantom import block_case
 from ucseg_runtime.errors import InputError
-from ucseg_runtime.manifest import Quality
-from ucseg_training import cli, demo_training
+from ucseg_training import demo_training
 from ucseg_training import evaluate as evaluation
+from ucseg_training.cli.app import app
 from ucseg_training.data import patient_a
 from ucseg_training.demo_training import DemoSchedule
 from ucseg_training.errors import TrainingError
+from ucseg_training.scoring import ScoreRow
 
 Arguments = tuple[object, ...]
 
 
 def _run(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -32,9 +34,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Arguments]:
     """What `train_demo` was called with; it logs a line and trains nothing."""
     calls: list[Arguments] = []
 
-    def train_demo(folder: Path, *arguments: object) -> Path:
+    def train_demo(folder: Path, *arguments: object, observers: object) -> Path:
         calls.append((folder, *arguments))
-        logging.getLogger("ucseg_training.loop").info("step %d", 50)
+        logging.getLogger("ucseg_training.trainer").info("step %d", 50)
         return folder / "trio.safetensors"
 
     monkeypatch.setattr(demo_training, "train_demo", train_demo)
@@ -46,9 +48,9 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Names of the cases that were evaluated; each scores 0.5."""
     calls: list[list[str]] = []
 
-    def evaluate(_: Path, cases: list) -> list[Quality]:
+    def evaluate(_: Path, cases: list) -> list[ScoreRow]:
         calls.append([case.name for case in cases])
-        return [Quality(data_set=case.name, segment="liver", output="fused", dice=0.5) for case in cases]
+        return [ScoreRow(case.name, "liver", "fused", {"dice": 0.5, "hd95_mm": math.nan}) for case in cases]
 
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
     monkeypatch.setattr(demo_training, "prepared_cases", lambda _: tuple(block_case(name) for name in "BCD"))
@@ -57,17 +59,16 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def _fail(error: BaseException) -> Callable[..., object]:
-    def fail(*_: object) -> object:
+    def fail(*_: object, **__: object) -> object:
         raise error
 
     return fail
 
 
-def test_help_names_both_commands() -> None:
+def test_help_names_every_command() -> None:
     result = _run("--help")
     assert result.exit_code == 0
-    assert "demo" in result.stdout
-    assert "evaluate" in result.stdout
+    assert all(name in result.stdout for name in ("demo", "run", "evaluate", "study", "import", "emit"))
 
 
 def test_demo_trains_with_the_defaults_and_prints_the_checkpoint(tmp_path: Path, trained: list[Arguments]) -> None:
@@ -143,7 +144,7 @@ def test_wrong_use_ends_with_code_2_before_anything_is_done(
     [
         (TrainingError("step 3: the loss is not finite.", hint="Lower it."), 4, "UCSEG-E160 TrainingError: step 3: "),
         (InputError("pip could not fetch it."), 3, "UCSEG-E101 InputError: pip could not fetch it."),
-        (KeyboardInterrupt(), 130, "interrupted; the same command continues"),
+        (KeyboardInterrupt(), 130, "UCSEG-E198 "),
     ],
     ids=["diverged", "no images", "interrupted"],
 )
@@ -163,7 +164,7 @@ def test_evaluate_prints_one_json_object_per_row(evaluated: list[list[str]]) -> 
     assert result.exit_code == 0, result.output
     assert evaluated == [["B", "D"]]
     assert [json.loads(line) for line in result.stdout.splitlines()] == [
-        {"data_set": name, "segment": "liver", "output": "fused", "dice": 0.5} for name in "BD"
+        {"case": name, "segment": "liver", "output": "fused", "dice": 0.5, "hd95_mm": None} for name in "BD"
     ]
 
 

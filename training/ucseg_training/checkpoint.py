@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from ucseg_training.nets import DualNet, TrioConfig
 
 _GIVE_A_CHECKPOINT = "Give a checkpoint that ucseg-train wrote."
 _GIVE_A_STATE = "Use the folder of a run that ucseg-train started, or an empty one."
-_PARTS = ("weights", "average", "optimizer")
+_PARTS = ("weights", "average", "optimizer", "objective", "best")
 
 
 @dataclass(frozen=True)
@@ -80,26 +82,29 @@ def load_checkpoint(path: Path) -> TrioCheckpoint:
     return TrioCheckpoint(net.eval(), step, model_spec)
 
 
-def load_trio(path: Path) -> DualNet:
-    """The networks of a checkpoint, in eval mode. Raises as `load_checkpoint` does."""
-    return load_checkpoint(path).net
-
-
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that the next step depends on, besides seed and data.
+    """Everything that the next step depends on, besides plan and data.
 
     Attributes:
         step: Steps done.
+        plan_digest: Of the plan that made it; another plan does not continue it.
         weights: State of the trio being trained.
-        average: Running average of that state.
+        average: Running average of that state; empty where the plan has none.
         optimizer: State tensors of the optimiser by "parameter index/name".
+        objective: What the objective remembers between steps, its queues of prototypes.
+        best: Weights with the best validation score so far; empty before the first validation.
+        best_score: That score; NaN before the first validation.
     """
 
     step: int
+    plan_digest: str
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    objective: dict[str, Tensor] = field(default_factory=dict)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_score: float = math.nan
 
 
 def save_training_state(path: Path, state: TrainingState) -> None:
@@ -108,13 +113,9 @@ def save_training_state(path: Path, state: TrainingState) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    parts = (state.weights, state.average, state.optimizer)
-    tensors = {
-        f"{part}/{name}": tensor
-        for part, of_part in zip(_PARTS, parts, strict=True)
-        for name, tensor in of_part.items()
-    }
-    _write(path, tensors, {"step": str(state.step)})
+    tensors = {f"{part}/{name}": tensor for part in _PARTS for name, tensor in getattr(state, part).items()}
+    figures = {"step": str(state.step), "plan": state.plan_digest, "best_score": repr(state.best_score)}
+    _write(path, tensors, figures)
 
 
 def load_training_state(path: Path) -> TrainingState:
@@ -129,7 +130,7 @@ def load_training_state(path: Path) -> TrainingState:
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
-        return TrainingState(int(metadata["step"]), parts["weights"], parts["average"], parts["optimizer"])
+        return TrainingState(int(metadata["step"]), metadata["plan"], best_score=float(metadata["best_score"]), **parts)
     except (KeyError, ValueError) as error:
         raise ModelError(f"the training state is not one of ucseg-train: {error}.", hint=_GIVE_A_STATE) from error
 
@@ -180,7 +181,8 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
             hint="Check that the folder exists, is writable and has space left.",
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path, what: str, hint: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ucseg_runtime.manifest import Preprocessing
 from ucseg_training.data.augment import AugmentSpec
 from ucseg_training.data.case import Case, load_case, save_case
+from ucseg_training.data.case_batches import CaseBatches, CaseSampling
 from ucseg_training.demo_model import CLASSES, LABELS, POSTPROCESSING, PREPROCESSING, TILING, TRIO
-from ucseg_training.loop import TrainingPlan, train
+from ucseg_training.method.config import MethodConfig
+from ucseg_training.observers import Observer
+from ucseg_training.optimisation import Optimisation
 from ucseg_training.precision import computes_in_bfloat16
 from ucseg_training.settle import settle
+from ucseg_training.trainer import TrainingPlan, train
 
 _LOG = logging.getLogger(__name__)
 
 LABELLED = ("B", "C", "D")
+_SECOND_PHASE = 1
 CASE_WEIGHTS = {"B": 0.42, "C": 0.18, "D": 0.28, "lung1": 0.06, "lung2": 0.06}
 
 # Arterial, venous and no contrast agent, on a patient who was scanned in one of them.
@@ -27,6 +34,16 @@ ENHANCEMENT_HU = {
     LABELS["kidneys"]: (-10.0, 170.0),
     LABELS["vertebrae"]: (-60.0, 120.0),
 }
+
+OPTIMISATION = Optimisation(
+    kind="adamw",
+    learning_rate=1.5e-3,
+    schedule="cosine",
+    warm_up=150,
+    weight_decay=1e-4,
+    gradient_norm=1.0,
+    average_decay=0.995,
+)
 
 MODEL_SPEC: dict[str, object] = {
     "name": "torso-ct-demo",
@@ -68,31 +85,50 @@ class DemoSchedule:
     settle_steps: int = 200
 
 
-def demo_plan(schedule: DemoSchedule, leave_out: str | None = None, seed: int = 42) -> TrainingPlan:
-    """The plan of the demo model, or of one fold of its validation.
+def demo_plan(schedule: DemoSchedule, seed: int = 42) -> TrainingPlan:
+    """The plan of the demo model: labels alone, on both subnets and the fused output.
 
     Args:
         schedule: Lengths of the phases.
-        leave_out: Patient of `LABELLED` that is not trained on.
         seed: Of everything random.
     """
-    weights = {name: weight for name, weight in CASE_WEIGHTS.items() if name != leave_out}
     return TrainingPlan(
         trio=TRIO,
-        preprocessing=PREPROCESSING,
-        tiling=TILING,
-        augment=AugmentSpec(enhancement_hu=ENHANCEMENT_HU),
-        case_weights=weights,
+        method=MethodConfig(
+            total_steps=schedule.steps, pseudo_labels="none", use_ccp=False, use_mixing=False, dice="batch"
+        ),
+        optimisation=OPTIMISATION,
         steps=schedule.steps,
         stop_after=schedule.stop_after,
-        autocast=computes_in_bfloat16(),
         seed=seed,
+        precision="bf16" if computes_in_bfloat16() else "f32",
         model_spec=MODEL_SPEC,
     )
 
 
-def prepared_cases(folder: Path) -> tuple[Case, ...]:
+def demo_sampling(leave_out: str | None = None, seed: int = 42) -> CaseSampling:
+    """How the tiles of the demo model, or of one fold of its validation, are drawn.
+
+    Args:
+        leave_out: Patient of `LABELLED` that is not trained on.
+        seed: Of everything random.
+    """
+    return CaseSampling(
+        tile_shape=TILING.tile_shape,
+        num_classes=TRIO.num_classes,
+        preprocessing=PREPROCESSING,
+        augment=AugmentSpec(enhancement_hu=ENHANCEMENT_HU),
+        labelled_weights={name: weight for name, weight in CASE_WEIGHTS.items() if name != leave_out},
+        seed=seed,
+    )
+
+
+def prepared_cases(folder: Path, preprocessing: Preprocessing = PREPROCESSING) -> tuple[Case, ...]:
     """The demo's cases on the model grid, made once and kept in `folder`.
+
+    Args:
+        folder: One for each model grid.
+        preprocessing: Says which grid.
 
     Raises:
         InputError: The images cannot be fetched.
@@ -104,13 +140,21 @@ def prepared_cases(folder: Path) -> tuple[Case, ...]:
 
         _LOG.info("preparing %d patients", len(names))
         folder.mkdir(parents=True, exist_ok=True)
-        for case in make_demo_cases():
+        for case in make_demo_cases(preprocessing):
             save_case(case, folder / f"{case.name}.npz")
     return tuple(load_case(folder / f"{name}.npz") for name in names)
 
 
-def train_demo(folder: Path, schedule: DemoSchedule, leave_out: str | None = None, seed: int = 42) -> Path:
+def train_demo(
+    folder: Path,
+    schedule: DemoSchedule,
+    leave_out: str | None = None,
+    seed: int = 42,
+    observers: Sequence[Observer] = (),
+) -> Path:
     """Prepare the cases, train, let the UPG settle; returns the checkpoint. Continues a run that was interrupted."""
     cases = prepared_cases(folder.parent / "cases")
-    plan = demo_plan(schedule, leave_out, seed)
-    return settle(train(cases, plan, folder), cases, plan, schedule.settle_steps, folder)
+    plan, sampling = demo_plan(schedule, seed), demo_sampling(leave_out, seed)
+    first_phase = train(CaseBatches(cases, sampling), plan, folder, observers=observers)
+    others = CaseBatches(cases, replace(sampling, stream=_SECOND_PHASE))
+    return settle(first_phase, others, schedule.settle_steps, folder, autocast=plan.precision == "bf16")

@@ -1,70 +1,192 @@
-"""Agreement of a trio with labels that may be partial, through the flow that is deployed."""
+"""Agreement of a trio with labels: through the flow that is deployed, on prepared samples, or as the paper scores."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
-from ucseg_runtime.arrays import BoolArray
+from ucseg_runtime.arrays import BoolArray, Float32Array, UInt8Array
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import ModelError
-from ucseg_runtime.manifest import ModelSpec, Quality
+from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.pipeline import segment_volume
-from ucseg_runtime.segmentation import Segmentation
+from ucseg_runtime.postprocess import remove_small_components
+from ucseg_runtime.stitching import Stitcher
+from ucseg_runtime.tiling import plan_tiles
 from ucseg_runtime.volume import Volume
 from ucseg_training.checkpoint import load_checkpoint
 from ucseg_training.data.case import Case, bit
+from ucseg_training.data.sample import Sample
+from ucseg_training.metrics import score_masks
+from ucseg_training.nets import DualNet
+from ucseg_training.paper_protocol import Predict, decide, score_as_paper, segment_acdc, slide
 from ucseg_training.precision import computes_in_bfloat16
+from ucseg_training.scoring import ScoreRow, score_row
 from ucseg_training.torch_backend import DECIDED, Decided, TorchBackend
 
 
-def dice(predicted: BoolArray, truth: BoolArray) -> float:
-    """2 |P ∩ T| / (|P| + |T|), in [0, 1]; NaN where both are empty."""
-    total = int(predicted.sum()) + int(truth.sum())
-    return 2.0 * float((predicted & truth).sum()) / total if total else float("nan")
+@dataclass(frozen=True, eq=False)
+class Scorable:
+    """A checkpoint with the description that scoring needs.
+
+    Attributes:
+        net: The trio in eval mode.
+        spec: What the model fixes.
+    """
+
+    net: DualNet
+    spec: ModelSpec
+
+    def backend(self, output: Decided) -> TorchBackend:
+        """One output of the trio behind the runtime's contract."""
+        autocast = self.spec.default_precision == "bf16" and computes_in_bfloat16()
+        return TorchBackend(self.net, self.spec, output, autocast=autocast)
+
+    def predict(self, output: Decided) -> Predict:
+        """One output of the trio as a function from tiles to probabilities."""
+        backend = self.backend(output)
+        return lambda tiles: backend.infer(np.ascontiguousarray(tiles)).probabilities
 
 
-def evaluate(checkpoint: Path, cases: Sequence[Case], outputs: Sequence[Decided] = DECIDED) -> Iterator[Quality]:
-    """Dice per case, class and output.
+def load_scorable(checkpoint: Path) -> Scorable:
+    """Read a checkpoint that describes its model.
+
+    Raises:
+        ModelError: It cannot be read, or does not describe a model.
+    """
+    loaded = load_checkpoint(checkpoint)
+    try:
+        return Scorable(loaded.net, ModelSpec.model_validate(loaded.model_spec))
+    except ValidationError as error:
+        breaches = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'model'}: {e['msg']}" for e in error.errors())
+        raise ModelError(f"the checkpoint does not describe a model: {breaches}.") from error
+
+
+def evaluate(
+    checkpoint: Path, cases: Sequence[Case], outputs: Sequence[Decided] = DECIDED, *, surfaces: bool = True
+) -> Iterator[ScoreRow]:
+    """Scores per case, class and output through the deployed flow, on the grid of the case.
 
     Args:
         checkpoint: What `ucseg-train` wrote.
         cases: Cases on any grid. A class is scored over the voxels where its presence is known, and left out where it
             does not occur at all.
         outputs: Which outputs of the trio are scored.
+        surfaces: Whether surface distances are computed.
 
     Yields:
-        One row per case, output and class.
+        One row per case, output and class; distances in mm.
 
     Raises:
         ModelError: The checkpoint cannot be used.
     """
-    loaded = load_checkpoint(checkpoint)
-    spec = _spec_of(loaded.model_spec)
-    autocast = spec.default_precision == "bf16" and computes_in_bfloat16()
+    model = load_scorable(checkpoint)
     for case in cases:
-        volume = Volume(case.voxels, case.geometry, spec.modality)
+        volume = Volume(case.voxels, case.geometry, model.spec.modality)
         for output in outputs:
-            backend = TorchBackend(loaded.net, spec, output, autocast=autocast)
-            segmentation = segment_volume(volume, spec, backend, InferenceOptions())
-            yield from _score(case, segmentation, output)
+            found = segment_volume(volume, model.spec, model.backend(output), InferenceOptions())
+            for item in model.spec.classes:
+                truth: BoolArray = case.label_map == item.label
+                if truth.any():
+                    decided = ((case.known & bit(item.label)) != 0) | truth
+                    predicted = found.label_map == item.label
+                    scores = score_masks(predicted, truth, case.geometry.spacing_mm, decided, surfaces=surfaces)
+                    yield score_row(case.name, item.name, output, scores)
 
 
-def _spec_of(description: dict[str, object]) -> ModelSpec:
-    try:
-        return ModelSpec.model_validate(description)
-    except ValidationError as error:
-        breaches = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'model'}: {e['msg']}" for e in error.errors())
-        raise ModelError(f"the checkpoint does not describe a model: {breaches}.") from error
+def evaluate_sample(
+    model: Scorable, sample: Sample, spacing_mm: tuple[float, float, float] | None, outputs: Sequence[Decided]
+) -> Iterator[ScoreRow]:
+    """Scores of a prepared sample with the deployed tiles and clean-up, on the model grid.
+
+    Args:
+        model: The trio.
+        sample: With complete labels.
+        spacing_mm: Of the model grid; None for pictures and planes of unknown size, whose distances are in pixels.
+        outputs: Which outputs of the trio are scored.
+    """
+    truth = _label_map(sample)
+    for output in outputs:
+        found = _deployed_labels(model, sample, output)
+        for item in model.spec.classes:
+            predicted, reference = found == item.label, truth == item.label
+            if spacing_mm is not None:
+                yield score_row(sample.name, item.name, output, score_masks(predicted, reference, spacing_mm))
+            else:
+                yield score_row(sample.name, item.name, output, score_as_paper(predicted, reference, "undefined"))
 
 
-def _score(case: Case, segmentation: Segmentation, output: Decided) -> Iterator[Quality]:
-    for item in segmentation.classes:
-        truth: BoolArray = case.label_map == item.label
-        if not truth.any():
-            continue
-        decided = ((case.known & bit(item.label)) != 0) | truth
-        agreement = dice((segmentation.label_map == item.label) & decided, truth)
-        yield Quality(data_set=case.name, segment=item.name, output=output, dice=round(agreement, 4))
+def evaluate_as_paper(
+    model: Scorable,
+    sample: Sample,
+    outputs: Sequence[Decided] = ("fused",),
+    *,
+    largest_component: bool | None = None,
+) -> Iterator[ScoreRow]:
+    """Scores of a prepared volume or picture by the paper's windows, rules and metrics, in voxels.
+
+    Args:
+        model: The trio.
+        sample: With complete labels; a picture at the side that the networks take.
+        outputs: Which outputs of the trio are scored; the paper scores the fused one.
+        largest_component: Whether only the largest component of every class counts; None: for volumes with one class,
+            as the paper does.
+    """
+    truth, volumes = _label_map(sample), model.spec.dim == 3
+    if largest_component is None:
+        largest_component = volumes and len(model.spec.classes) == 1
+    for output in outputs:
+        if volumes:
+            mean = slide(sample.image, model.predict(output), model.spec.tiling.tile_shape)
+            found = decide(mean, largest_component=largest_component)
+        else:
+            mean = model.predict(output)(_planes(sample.image)[None])[0]
+            found = decide(mean, largest_component=largest_component)
+        for item in model.spec.classes:
+            scores = score_as_paper(found == item.label, truth == item.label, "worst" if volumes else "undefined")
+            yield score_row(sample.name, item.name, output, scores)
+
+
+def evaluate_acdc_as_paper(model: Scorable, name: str, voxels: Float32Array, truth: UInt8Array) -> Iterator[ScoreRow]:
+    """Scores of a cardiac volume on its own grid by the paper's rules, in voxels.
+
+    Args:
+        model: A softmax trio for planes.
+        name: Of the case.
+        voxels: float32, shape (z, y, x), in [0, 1].
+        truth: uint8, same shape.
+    """
+    found = segment_acdc(voxels, model.predict("fused"))
+    for item in model.spec.classes:
+        yield score_row(name, item.name, "fused", score_as_paper(found == item.label, truth == item.label, "zero"))
+
+
+def _deployed_labels(model: Scorable, sample: Sample, output: Decided) -> UInt8Array:
+    image, spec = _planes(sample.image), model.spec
+    backend = model.backend(output)
+    plan = plan_tiles((image.shape[1], image.shape[2], image.shape[3]), spec.tiling)
+    canvas = Stitcher(plan, spec.probability_channels)
+    for tile in plan.tiles:
+        cut = np.broadcast_to(sample.padding[:, None, None, None], (len(image), *tile.shape)).copy()
+        inside, within = tile.overlap_with(plan.spatial_shape)
+        cut[(slice(None), *within)] = image[(slice(None), *inside)]
+        canvas.add((tile,), backend.infer(cut[None]))
+    label_map = decide(canvas.finish().probabilities, largest_component=False)
+    voxel_ml = float(np.prod(spec.preprocessing.spacing_mm or (1.0, 1.0, 1.0))) / 1000.0
+    remove_small_components(label_map, spec.postprocessing, voxel_ml)
+    return label_map
+
+
+def _planes(image: Float32Array) -> Float32Array:
+    """(channels, z, y, x), also of a picture."""
+    return image if image.ndim == 4 else image[:, None]
+
+
+def _label_map(sample: Sample) -> UInt8Array:
+    if sample.label_map is None or sample.known is not None:
+        raise ModelError("a sample without complete labels cannot be scored.")
+    return sample.label_map if sample.label_map.ndim == 3 else sample.label_map[None]

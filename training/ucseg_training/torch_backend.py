@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.base import BackendInfo, TileOutput, check_tiles
+from ucseg_runtime.backends.graphs import engine_tile_shape
 from ucseg_runtime.errors import BackendError, ModelError
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.segmentation import EngineInfo
@@ -25,7 +26,7 @@ class TorchBackend:
     """Runs the networks themselves; keeps the runtime's `Backend` contract.
 
     Args:
-        net: The trio, three-dimensional; used in eval mode.
+        net: The trio; used in eval mode. One for planes sees tiles of one slice.
         spec: What the model fixes.
         decided: Whose probabilities are returned: the fused output, one subnet, or the plain mean of both subnets.
         autocast: Whether the networks run in bfloat16.
@@ -51,8 +52,10 @@ class TorchBackend:
     def infer(self, tiles: Float32Array, *, with_logits: bool = False) -> TileOutput:
         """Probabilities and uncertainty of the chosen output; see `Backend.infer`."""
         check_tiles(tiles, self._spec)
-        output = self._run(torch.tensor(tiles))
-        logits_a, logits_b, fused = output.logits_a.float(), output.logits_b.float(), output.fused_logits.float()
+        output = self._run(self._to_network(torch.tensor(tiles)))
+        logits_a, logits_b, fused = (
+            self._from_network(logits.float()) for logits in (output.logits_a, output.logits_b, output.fused_logits)
+        )
         chosen = {"fused": (fused,), "subnet_a": (logits_a,), "subnet_b": (logits_b,), "mean": (logits_a, logits_b)}
         parts = chosen[self._decided]
         return TileOutput(
@@ -71,6 +74,18 @@ class TorchBackend:
             raise BackendError(f"torch failed on a batch of {len(image)} tiles.") from error
         return output
 
+    def _to_network(self, tiles: Tensor) -> Tensor:
+        """Tiles (tiles, channels, z, y, x) with the axes that the networks have."""
+        if self._spec.dim == 2:
+            return tiles[:, :, 0]
+        return tiles if self._spec.tiling.axis_order == "zyx" else tiles.permute(0, 1, 4, 3, 2)
+
+    def _from_network(self, logits: Tensor) -> Tensor:
+        """The way back, contiguous."""
+        if self._spec.dim == 2:
+            return logits[:, :, None]
+        return (logits if self._spec.tiling.axis_order == "zyx" else logits.permute(0, 1, 4, 3, 2)).contiguous()
+
     def _probabilities(self, logits: Tensor) -> Tensor:
         if self._spec.activation == "sigmoid":
             return torch.sigmoid(logits[:, 1:2])
@@ -79,12 +94,14 @@ class TorchBackend:
 
 def _require_agreement(net: DualNet, spec: ModelSpec) -> None:
     config = net.config
-    networks = (config.dim, config.in_channels, config.num_classes, config.tile_shape, "zyx")
-    model = (3, spec.channels, spec.num_classes, spec.tiling.tile_shape, spec.tiling.axis_order)
+    tile = engine_tile_shape(spec.tiling)
+    sides = tile[1:] if spec.dim == 2 and tile[0] == 1 else tile
+    networks = (config.dim, config.in_channels, config.num_classes, config.tile_shape)
+    model = (spec.dim, spec.channels, spec.num_classes, sides)
     if networks != model:
         raise ModelError(
-            "the networks do not fit the model's description: dimensions, channels, classes, tile shape and axis order "
-            f"are {networks}; expected {model}."
+            "the networks do not fit the model's description: dimensions, channels, classes and tile shape are "
+            f"{networks}; expected {model}."
         )
 
 

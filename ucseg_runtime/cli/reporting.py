@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from types import FrameType
 import typer
 
 from ucseg_runtime.errors import EXIT_DEFECT, EXIT_INTERRUPTED, UcsegError
+from ucseg_runtime.json_text import json_text
 
 DEBUG_VARIABLE = "UCSEG_DEBUG"
 
@@ -35,6 +35,10 @@ def reported(as_json: bool) -> Iterator[None]:
         raise _stopped(stop.exit_code, as_json) from None
     except typer.Exit:
         raise
+    except BrokenPipeError:
+        # Whoever read the output has closed it, as `| head` does; nothing more can be said there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(128 + signal.SIGPIPE) from None
     except Exception as error:  # noqa: BLE001  (the edge of the command line: a defect of ucseg, reported as such)
         # The message of a foreign exception can hold values of the headers: only its type and place are shown.
         _print_traceback()
@@ -50,7 +54,7 @@ def reported(as_json: bool) -> Iterator[None]:
 
 def print_json(value: object) -> None:
     """One JSON document on standard output. NaN becomes null, since JSON has none."""
-    typer.echo(json.dumps(_without_nan(value), indent=2, sort_keys=True))
+    typer.echo(json_text(value))
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -110,16 +114,6 @@ def _numeric(rows: Sequence[Sequence[str]], index: int) -> bool:
     return bool(rows) and all(
         row[index].replace(".", "", 1).replace("–", "").strip().isdigit() for row in rows if row[index]
     )
-
-
-def _without_nan(value: object) -> object:
-    if isinstance(value, float) and value != value:
-        return None
-    if isinstance(value, dict):
-        return {str(key): _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value
 
 
 class _StoppedBySignal(BaseException):

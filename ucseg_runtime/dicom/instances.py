@@ -185,11 +185,6 @@ class Series:
         return len(self.instances)
 
     @property
-    def transfer_syntaxes(self) -> tuple[str, ...]:
-        """UIDs of the transfer syntaxes in use, sorted."""
-        return tuple(sorted({instance.transfer_syntax for instance in self.instances}))
-
-    @property
     def name(self) -> str:
         """How messages name this series."""
         number = "without a number" if self.series_number is None else f"number {self.series_number}"

@@ -21,6 +21,7 @@ from ucseg_runtime.arrays import BoolArray, Float32Array, UInt8Array
 from ucseg_runtime.dicom.reader import read_volume
 from ucseg_runtime.dicom.series import scan
 from ucseg_runtime.geometry import VolumeGeometry
+from ucseg_runtime.manifest import Preprocessing
 from ucseg_runtime.packaged_data import PackagedData, fetch
 from ucseg_runtime.preprocess import resample_to_model_grid
 from ucseg_runtime.resampling import resample
@@ -70,8 +71,11 @@ def label_map_from_totalsegmentator(identifiers: _Numbers) -> UInt8Array:
     return table[np.asarray(np.rint(identifiers), dtype=np.uint8)]
 
 
-def make_demo_cases() -> tuple[Case, ...]:
+def make_demo_cases(preprocessing: Preprocessing = PREPROCESSING) -> tuple[Case, ...]:
     """Fetch the packages and bring every patient to the model grid.
+
+    Args:
+        preprocessing: Says which grid.
 
     Returns:
         Cases B, C, D, lung1, lung2.
@@ -80,38 +84,39 @@ def make_demo_cases() -> tuple[Case, ...]:
         InputError: A package cannot be fetched or is not the one that was checked.
     """
     with tempfile.TemporaryDirectory() as folder:
-        _extract(fetch(TOTALSEGMENTATOR), Path(folder))
-        _extract(fetch(PYRADIOMICS), Path(folder))
+        extract(fetch(TOTALSEGMENTATOR), Path(folder))
+        extract(fetch(PYRADIOMICS), Path(folder))
         reference = Path(folder) / "totalsegmentator-2.18.0" / "tests" / "reference_files"
         lungs = Path(folder) / "pyradiomics-3.0.1" / "data"
         return (
-            _case_b(reference),
-            _case_c(reference),
-            _case_d(reference),
-            _unlabelled_case("lung1", lungs / "lung1_image.nrrd"),
-            _unlabelled_case("lung2", lungs / "lung2_image.nrrd"),
+            _case_b(reference, preprocessing),
+            _case_c(reference, preprocessing),
+            _case_d(reference, preprocessing),
+            _unlabelled_case("lung1", lungs / "lung1_image.nrrd", preprocessing),
+            _unlabelled_case("lung2", lungs / "lung2_image.nrrd", preprocessing),
         )
 
 
-def _extract(archive: Path, folder: Path) -> None:
+def extract(archive: Path, folder: Path) -> None:
+    """Unpack a source archive; paths in it cannot leave the folder."""
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
 
 
-def _case_b(reference: Path) -> Case:
+def _case_b(reference: Path, preprocessing: Preprocessing) -> Case:
     volume = _volume_from_nifti(reference / "example_ct.nii.gz")
     identifiers = _array_from_nifti(reference / "example_seg_fast_force_split.nii.gz")
-    return _fully_labelled("B", volume, label_map_from_totalsegmentator(identifiers))
+    return _fully_labelled("B", volume, label_map_from_totalsegmentator(identifiers), preprocessing)
 
 
-def _case_c(reference: Path) -> Case:
+def _case_c(reference: Path, preprocessing: Preprocessing) -> Case:
     volume = read_volume(scan(reference / "example_ct_dicom").series[0])
     path = reference / "example_seg_dicom.nii.gz"
     labels = label_map_from_totalsegmentator(_array_from_nifti(path))
-    return _fully_labelled("C", volume, _onto_grid(labels, _geometry_from_nifti(path), volume.geometry))
+    return _fully_labelled("C", volume, _onto_grid(labels, _geometry_from_nifti(path), volume.geometry), preprocessing)
 
 
-def _case_d(reference: Path) -> Case:
+def _case_d(reference: Path, preprocessing: Preprocessing) -> Case:
     """Heart everywhere; aorta and T12 on a crop; lungs by the rule; nothing known of the other organs."""
     volume = _volume_from_nifti(reference / "aorta_report" / "example_ct.nii.gz")
     models = reference / "aorta_report" / "test_result" / "models"
@@ -125,22 +130,24 @@ def _case_d(reference: Path) -> Case:
         labels[mask] = LABELS[name]
     known = np.full(labels.shape, bit(LABELS["heart"]), dtype=np.uint8)
     known[crop] |= bit(LABELS["aorta"])
-    return _with_lung_rule("D", volume, labels, known)
+    return _with_lung_rule("D", volume, labels, known, preprocessing)
 
 
-def _unlabelled_case(name: str, path: Path) -> Case:
+def _unlabelled_case(name: str, path: Path, preprocessing: Preprocessing) -> Case:
     volume = _volume_from_nrrd(path)
     nothing = np.zeros(volume.geometry.shape, dtype=np.uint8)
-    return _with_lung_rule(name, volume, nothing, nothing.copy())
+    return _with_lung_rule(name, volume, nothing, nothing.copy(), preprocessing)
 
 
-def _fully_labelled(name: str, volume: Volume, labels: UInt8Array) -> Case:
-    return _on_model_grid(name, volume, labels, np.full(labels.shape, ALL_KNOWN, dtype=np.uint8))
+def _fully_labelled(name: str, volume: Volume, labels: UInt8Array, preprocessing: Preprocessing) -> Case:
+    return _on_model_grid(name, volume, labels, np.full(labels.shape, ALL_KNOWN, dtype=np.uint8), preprocessing)
 
 
-def _with_lung_rule(name: str, volume: Volume, labels: UInt8Array, known: KnownBits) -> Case:
+def _with_lung_rule(
+    name: str, volume: Volume, labels: UInt8Array, known: KnownBits, preprocessing: Preprocessing
+) -> Case:
     """Add the lungs by the rule, and the knowledge that fat and air outside them are no organ at all."""
-    case = _on_model_grid(name, volume, labels, known)
+    case = _on_model_grid(name, volume, labels, known, preprocessing)
     regions = find_lungs(case.voxels, case.geometry.spacing_mm)
     labels, known = case.label_map.copy(), case.known.copy()
     labels[regions.lungs & (labels == 0)] = LABELS["lungs"]
@@ -150,9 +157,11 @@ def _with_lung_rule(name: str, volume: Volume, labels: UInt8Array, known: KnownB
     return Case(name, case.voxels, labels, known, case.geometry)
 
 
-def _on_model_grid(name: str, volume: Volume, labels: UInt8Array, known: KnownBits) -> Case:
+def _on_model_grid(
+    name: str, volume: Volume, labels: UInt8Array, known: KnownBits, preprocessing: Preprocessing
+) -> Case:
     """Image by the very preprocessing of the runtime; labels by the class with the largest share of the voxel."""
-    voxels, grid, orientation = resample_to_model_grid(volume, PREPROCESSING)
+    voxels, grid, orientation = resample_to_model_grid(volume, preprocessing)
     label_map = _majority(np.ascontiguousarray(orientation.apply(labels)), grid.shape)
     known_map = np.zeros(grid.shape, dtype=np.uint8)
     oriented = np.ascontiguousarray(orientation.apply(known))

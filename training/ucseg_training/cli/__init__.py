@@ -1,0 +1,1 @@
+"""``ucseg-train``: parsing and printing only."""

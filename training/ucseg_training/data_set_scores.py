@@ -1,0 +1,70 @@
+"""Scores of a checkpoint on the held-out part of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from ucseg_runtime.errors import InputError
+from ucseg_training.data.case_list import CaseEntry, find_cases
+from ucseg_training.data.dataset_spec import DatasetSpec
+from ucseg_training.data.preparation import prepare_case
+from ucseg_training.data.presets import load_dataset_spec
+from ucseg_training.data.readers import read_case
+from ucseg_training.evaluate import (
+    Scorable,
+    evaluate_acdc_as_paper,
+    evaluate_as_paper,
+    evaluate_sample,
+    load_scorable,
+)
+from ucseg_training.scoring import ScoreRow
+from ucseg_training.torch_backend import DECIDED
+
+
+def score_data_set(
+    checkpoint: Path,
+    data: Path,
+    spec_name: str,
+    split: Literal["val", "test"],
+    *,
+    paper: bool = False,
+    largest_component: bool | None = None,
+) -> Iterator[ScoreRow]:
+    """Score every case of one split, one after the other.
+
+    Args:
+        checkpoint: What `ucseg-train` wrote.
+        data: Folder or list of the data set.
+        spec_name: Preset or YAML file that describes it.
+        split: Which part.
+        paper: Whether windows, rules and scores are those of the paper.
+        largest_component: As for `evaluate_as_paper`.
+
+    Raises:
+        InputError: A case cannot be read or has no label, or the split is empty.
+        ModelError: The checkpoint cannot be used.
+    """
+    model, spec = load_scorable(checkpoint), load_dataset_spec(spec_name)
+    entries = [entry for entry in find_cases(data, spec) if entry.split == split]
+    if not entries:
+        raise InputError(f"the data set has no case in its part {split!r}.", hint="Give another --split.")
+    for entry in entries:
+        if entry.label is None and spec.hdf5 is None:
+            raise InputError(f"{entry.where} has no label to be scored against.")
+        yield from _score(model, entry, spec, paper, largest_component)
+
+
+def _score(
+    model: Scorable, entry: CaseEntry, spec: DatasetSpec, paper: bool, largest_component: bool | None
+) -> Iterator[ScoreRow]:
+    if paper and spec.dim == 2 and spec.activation == "softmax":
+        source = read_case(entry, spec)
+        if source.label_map is None:
+            raise InputError(f"{entry.where} has no label to be scored against.")
+        return evaluate_acdc_as_paper(model, entry.name, source.image.voxels[0], source.label_map)
+    sample = prepare_case(entry, spec).sample
+    if paper:
+        return evaluate_as_paper(model, sample, largest_component=largest_component)
+    return evaluate_sample(model, sample, spec.preprocessing.spacing_mm, DECIDED)
