@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.training_phantom import block_case, tiny_spec
+from ucseg_runtime.intensity import ZScore
 from ucseg_training.data.augment import AugmentSpec
 from ucseg_training.data.case_batches import CaseBatches, CaseSampling
 from ucseg_training.errors import TrainingError
@@ -52,6 +53,17 @@ def test_cases_are_drawn_by_their_weights() -> None:
     batch = CaseBatches(cases, replace(sampling, tile_shape=(4, 4, 4))).draw(0)
     brightest = batch.labelled.flatten(1).max(dim=1).values
     assert float((brightest > 0.25).float().mean()) == pytest.approx(0.25, abs=0.1)  # 200 draws: three deviations
+
+
+def test_rule_that_looks_at_the_volume_sees_all_of_the_case() -> None:
+    voxels = np.zeros((24, 40, 42), np.float32)
+    voxels[:, 20:] = 100.0
+    still = AugmentSpec(enhancement_hu={}, shift_hu=0.0, gain=0.0, noise_hu=0.0, round_field=0.0)
+    rule = SPEC.preprocessing.model_copy(update={"intensity": ZScore(kind="z_score"), "padding_value": 0.0})
+    sampling = replace(SAMPLING, labelled_weights={"P": 1.0}, augment=still, preprocessing=rule, labelled_tiles=40)
+    batch = CaseBatches([replace(block_case("P"), voxels=voxels)], replace(sampling, tile_shape=(4, 4, 4))).draw(0)
+    middles = batch.labelled.flatten(1).mean(dim=1).abs()
+    assert float(middles.median()) == pytest.approx(1.0, abs=0.01), "a tile of one value must not become 0"
 
 
 def test_a_batch_depends_on_its_number_seed_and_stream_alone() -> None:

@@ -29,15 +29,19 @@ def test_labelled_lungs_hold_air(patient: Case) -> None:
     assert _mean_hu(patient, "lungs") < -600.0
 
 
-def test_labelled_spleen_is_tissue_with_contrast_agent(patient: Case) -> None:
-    assert 100.0 < _mean_hu(patient, "spleen") < 250.0
+def test_labelled_heart_is_tissue_with_contrast_agent(patient: Case) -> None:
+    assert 250.0 < _mean_hu(patient, "heart") < 400.0
+
+
+def test_labelled_liver_is_tissue_before_the_venous_phase(patient: Case) -> None:
+    assert 40.0 < _mean_hu(patient, "liver") < 120.0
 
 
 @pytest.mark.parametrize("axis", FLIPS)
 def test_labels_turned_the_other_way_round_would_show(patient: Case, axis: str) -> None:
-    assert _mean_hu(patient, "spleen", FLIPS[axis]) < 0.0
+    assert _mean_hu(patient, "liver", FLIPS[axis]) < 0.0
 
 
 def test_every_class_is_known_everywhere(patient: Case) -> None:
-    assert (patient.known == 0b1111111).all()
+    assert (patient.known == 0b11111).all()
     assert patient.voxels.dtype == np.float32

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def test_object_of_a_plane_looks_other_than_what_is_around_it(channels: int) -> 
 
 def test_colours_are_given_to_the_network_blue_first() -> None:
     batch = PhantomPlanes(side=32, channels=3, tiles=2).draw(0)
-    rng = np.random.default_rng((42, 0))
+    rng = np.random.default_rng((42, 0, 0))
     first = draw_phantom_plane(32, 3, rng)
     np.testing.assert_array_equal(batch.labelled[0].numpy(), first.image[::-1] / np.float32(255))
     np.testing.assert_array_equal(batch.target.label_map[0].numpy(), first.mask)
@@ -58,6 +59,31 @@ def test_batch_depends_on_its_number_and_the_seed_alone() -> None:
     assert not torch.equal(planes.draw(3).labelled, planes.draw(4).labelled)
     assert not torch.equal(planes.draw(3).labelled, PhantomPlanes(32, 1, 1, seed=43).draw(3).labelled)
     assert planes.describe() != PhantomPlanes(32, 1, 1, seed=43).describe()
+
+
+def test_few_labelled_planes_come_again_turned_and_mirrored() -> None:
+    planes = PhantomPlanes(side=32, channels=1, tiles=8, labelled_planes=2)
+    drawn = np.concatenate([planes.draw(number).labelled[:, 0].numpy() for number in range(4)])
+    others = np.concatenate([replace(planes, stream=1).draw(number).labelled[:, 0].numpy() for number in range(4)])
+    kinds = {np.sort(plane, axis=None).tobytes() for plane in drawn}
+    assert len(kinds) == 2
+    assert len({plane.tobytes() for plane in drawn}) > 4, "each plane must come in several positions"
+    assert {np.sort(plane, axis=None).tobytes() for plane in others} == kinds
+
+
+def test_mask_turns_with_its_plane() -> None:
+    batch = PhantomPlanes(side=96, channels=1, tiles=16, labelled_planes=3).draw(0)
+    inside = [
+        float(image[0][label > 0].mean() - image[0][label == 0].mean())
+        for image, label in zip(batch.labelled, batch.target.label_map, strict=True)
+        if (label > 0).any()
+    ]
+    assert len(inside) > 5
+    assert max(inside) < -0.05
+
+
+def test_planes_without_unlabelled_ones() -> None:
+    assert PhantomPlanes(side=32, channels=1, tiles=2, unlabelled=False).draw(0).unlabelled is None
 
 
 @pytest.mark.slow

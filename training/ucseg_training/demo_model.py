@@ -26,11 +26,9 @@ def _segment(
 CLASSES = (
     _segment(1, "lungs", "39607008", "Lung", (120, 190, 255), BOTH_SIDES),
     _segment(2, "liver", "10200004", "Liver", (221, 130, 101)),
-    _segment(3, "spleen", "78961009", "Spleen", (157, 108, 162)),
-    _segment(4, "vertebrae", "51282000", "Vertebra", (255, 240, 170)),
-    _segment(5, "aorta", "15825003", "Aorta", (224, 60, 60)),
-    _segment(6, "heart", "80891009", "Heart", (206, 110, 150)),
-    _segment(7, "kidneys", "64033007", "Kidney", (110, 200, 120), BOTH_SIDES),
+    _segment(3, "vertebrae", "51282000", "Vertebra", (255, 240, 170)),
+    _segment(4, "aorta", "15825003", "Aorta", (224, 60, 60)),
+    _segment(5, "heart", "80891009", "Heart", (206, 110, 150)),
 )
 LABELS = {item.name: item.label for item in CLASSES}
 
@@ -42,13 +40,8 @@ PREPROCESSING = Preprocessing(
 )
 TILING = Tiling(tile_shape=(64, 80, 80), overlap=0.5, weighting="gaussian")
 POSTPROCESSING = Postprocessing(
-    largest_component=(LABELS["liver"], LABELS["spleen"], LABELS["heart"]),
-    smallest_component_ml={
-        LABELS["lungs"]: 20.0,
-        LABELS["vertebrae"]: 2.0,
-        LABELS["aorta"]: 2.0,
-        LABELS["kidneys"]: 5.0,
-    },
+    largest_component=(LABELS["liver"], LABELS["heart"]),
+    smallest_component_ml={LABELS["lungs"]: 20.0, LABELS["vertebrae"]: 2.0, LABELS["aorta"]: 2.0},
 )
 
 TRIO = TrioConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from ucseg_training.data.augment import AugmentSpec
 from ucseg_training.data.case import Case, load_case, save_case
 from ucseg_training.data.case_batches import CaseBatches, CaseSampling
 from ucseg_training.demo_model import CLASSES, LABELS, POSTPROCESSING, PREPROCESSING, TILING, TRIO
+from ucseg_training.errors import TrainingError
 from ucseg_training.method.config import MethodConfig
 from ucseg_training.observers import Observer
 from ucseg_training.optimisation import Optimisation
@@ -23,15 +25,14 @@ _LOG = logging.getLogger(__name__)
 
 LABELLED = ("B", "C", "D")
 _SECOND_PHASE = 1
+_MADE_FOR_NAME = "made-for.json"
 CASE_WEIGHTS = {"B": 0.42, "C": 0.18, "D": 0.28, "lung1": 0.06, "lung2": 0.06}
 
 # Arterial, venous and no contrast agent, on a patient who was scanned in one of them.
 ENHANCEMENT_HU = {
     LABELS["liver"]: (-15.0, 60.0),
-    LABELS["spleen"]: (-20.0, 90.0),
     LABELS["aorta"]: (-60.0, 300.0),
     LABELS["heart"]: (-150.0, 150.0),
-    LABELS["kidneys"]: (-10.0, 170.0),
     LABELS["vertebrae"]: (-60.0, 120.0),
 }
 
@@ -127,14 +128,22 @@ def prepared_cases(folder: Path, preprocessing: Preprocessing = PREPROCESSING) -
     """The demo's cases on the model grid, made once and kept in `folder`.
 
     Args:
-        folder: One for each model grid.
+        folder: One for each model grid and list of classes.
         preprocessing: Says which grid.
 
     Raises:
         InputError: The images cannot be fetched.
+        TrainingError: The folder holds cases of another grid or of other classes.
     """
     names = tuple(CASE_WEIGHTS)
-    if not all((folder / f"{name}.npz").is_file() for name in names):
+    made_for = {"classes": LABELS, "spacing_mm": list(preprocessing.spacing_mm or ())}
+    record = folder / _MADE_FOR_NAME
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != made_for:
+        raise TrainingError(
+            f"{folder.name} holds cases that were prepared for another grid or other classes.",
+            hint="Remove that folder, or give another one.",
+        )
+    if not (record.is_file() and all((folder / f"{name}.npz").is_file() for name in names)):
         # Reading the packages needs nibabel and pynrrd; training from prepared cases does not.
         from ucseg_training.data.demo_cases import make_demo_cases
 
@@ -142,6 +151,7 @@ def prepared_cases(folder: Path, preprocessing: Preprocessing = PREPROCESSING) -
         folder.mkdir(parents=True, exist_ok=True)
         for case in make_demo_cases(preprocessing):
             save_case(case, folder / f"{case.name}.npz")
+        record.write_text(json.dumps(made_for) + "\n", encoding="utf-8")
     return tuple(load_case(folder / f"{name}.npz") for name in names)
 
 

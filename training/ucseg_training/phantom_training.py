@@ -17,11 +17,12 @@ SIDE = 224
 _MODALITY = {3: "ES", 1: "US"}
 
 
-def phantom_spec(channels: int) -> DatasetSpec:
+def phantom_spec(channels: int, side: int = SIDE) -> DatasetSpec:
     """What a model taught on phantoms is, in the words of data sets.
 
     Args:
         channels: 3 for colour, 1 for grey.
+        side: Pixels along y and x.
     """
     abnormal = {"value": "49755003", "scheme": "SCT", "meaning": "Morphologically Altered Structure"}
     return DatasetSpec.model_validate(
@@ -36,25 +37,26 @@ def phantom_spec(channels: int) -> DatasetSpec:
             ],
             "activation": "sigmoid",
             "preprocessing": {
-                "plane_shape": (SIDE, SIDE),
+                "plane_shape": (side, side),
                 "orientation": "acquired",
                 "intensity": {"kind": "divide_by_255", "channel_order": "bgr"},
                 "padding_value": 0.0,
             },
-            "tiling": {"tile_shape": (1, SIDE, SIDE), "overlap": 0.0, "weighting": "uniform"},
+            "tiling": {"tile_shape": (1, side, side), "overlap": 0.0, "weighting": "uniform"},
         }
     )
 
 
-def phantom_plan(channels: int, steps: int, seed: int) -> TrainingPlan:
+def phantom_plan(channels: int, steps: int, seed: int, side: int = SIDE) -> TrainingPlan:
     """The whole method on slim networks.
 
     Args:
         channels: 3 for colour, 1 for grey.
         steps: Optimiser steps.
         seed: Of everything random.
+        side: Pixels along y and x.
     """
-    spec = phantom_spec(channels)
+    spec = phantom_spec(channels, side)
     return TrainingPlan(
         trio=trio_for(spec, "slim"),
         method=MethodConfig(total_steps=steps),

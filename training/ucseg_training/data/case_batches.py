@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ucseg_runtime.intensity import intensity_map
 from ucseg_runtime.manifest import Preprocessing
-from ucseg_runtime.preprocess import apply_intensity
 from ucseg_training.batches import Batch
 from ucseg_training.data.augment import AugmentSpec, TrainingTile, draw_tile
 from ucseg_training.data.case import Case
@@ -70,6 +69,11 @@ class CaseBatches:
             _chosen(cases, sampling.unlabelled_weights, "unlabelled") if sampling.unlabelled_weights else []
         )
         self._sampling = sampling
+        # A rule may look at the whole volume, of which a tile is a part.
+        self._to_input = {
+            case.name: intensity_map(case.voxels, sampling.preprocessing.intensity)
+            for case in (*self._labelled, *self._unlabelled)
+        }
 
     def describe(self) -> dict[str, object]:
         """Names and digests of the cases, and how tiles are drawn."""
@@ -94,20 +98,18 @@ class CaseBatches:
         unlabelled = None
         if self._unlabelled:
             weights = sampling.unlabelled_weights
-            unlabelled = self._images(
-                [self._tile(self._unlabelled, weights, rng) for _ in range(sampling.unlabelled_tiles)]
-            )
-        return Batch(self._images(labelled), partial_target(label_map, known, sampling.num_classes), unlabelled)
+            tiles = [self._tile(self._unlabelled, weights, rng) for _ in range(sampling.unlabelled_tiles)]
+            unlabelled = torch.cat([tile.voxels for tile in tiles])
+        target = partial_target(label_map, known, sampling.num_classes)
+        return Batch(torch.cat([tile.voxels for tile in labelled]), target, unlabelled)
 
     def _tile(self, cases: Sequence[Case], weights: Mapping[str, float], rng: np.random.Generator) -> TrainingTile:
+        """A varied tile of a case, its voxels in network input units."""
         shares = np.array([weights[case.name] for case in cases])
         case = cases[int(rng.choice(len(cases), p=shares / shares.sum()))]
         sampling = self._sampling
-        return draw_tile(case, sampling.tile_shape, sampling.augment, sampling.preprocessing.padding_value, rng)
-
-    def _images(self, tiles: Sequence[TrainingTile]) -> Tensor:
-        voxels = torch.cat([tile.voxels for tile in tiles]).numpy()
-        return torch.from_numpy(apply_intensity(voxels, self._sampling.preprocessing.intensity))
+        tile = draw_tile(case, sampling.tile_shape, sampling.augment, sampling.preprocessing.padding_value, rng)
+        return replace(tile, voxels=torch.from_numpy(self._to_input[case.name](tile.voxels.numpy())))
 
 
 def _chosen(cases: Sequence[Case], weights: Mapping[str, float], stream: str) -> list[Case]:

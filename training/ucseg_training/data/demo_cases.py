@@ -55,11 +55,9 @@ _NO_ORGAN_BELOW_HU = -150.0
 _TOTALSEGMENTATOR_IDS = {
     "lungs": range(10, 15),
     "liver": range(5, 6),
-    "spleen": range(1, 2),
     "vertebrae": range(26, 51),
     "aorta": range(52, 53),
     "heart": range(51, 52),
-    "kidneys": range(2, 4),
 }
 
 

@@ -6,11 +6,13 @@ They teach a network enough for the software around it to be tested, and nothing
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from scipy import ndimage
+from torch import Tensor
 
 from ucseg_runtime.arrays import BoolArray, Float32Array
 from ucseg_training.batches import Batch
@@ -19,6 +21,8 @@ from ucseg_training.method.targets import one_hot_target
 _MUCOSA_RGB = (170.0, 95.0, 80.0)
 _OBJECT_RGB = (225.0, 60.0, 55.0)
 _TISSUE, _LESION = 120.0, 45.0
+# Apart from the numbers of batches.
+_FEW = 1_000_000_007
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +68,19 @@ class PhantomPlanes:
         channels: 3 for colour, given to the network as blue, green, red; 1 for grey.
         tiles: Labelled planes per batch, and as many unlabelled ones.
         seed: Of the planes.
+        labelled_planes: How many different labelled planes there are, turned and mirrored when they come again; None
+            for new ones in every batch.
+        unlabelled: Whether there are unlabelled planes at all.
+        stream: Batches of another stream are other ones; the few labelled planes are the same.
     """
 
     side: int
     channels: int
     tiles: int = 4
     seed: int = 42
+    labelled_planes: int | None = None
+    unlabelled: bool = True
+    stream: int = 0
 
     def describe(self) -> dict[str, object]:
         """All there is to say."""
@@ -77,11 +88,24 @@ class PhantomPlanes:
 
     def draw(self, number: int) -> Batch:
         """The batch with this number."""
-        rng = np.random.default_rng((self.seed, number))
-        planes = [draw_phantom_plane(self.side, self.channels, rng) for _ in range(2 * self.tiles)]
-        images = torch.from_numpy(np.stack([plane.image[::-1] for plane in planes]).astype(np.float32) / 255)
-        labels = torch.from_numpy(np.stack([plane.mask for plane in planes[: self.tiles]])).long()
-        return Batch(images[: self.tiles], one_hot_target(labels, 2), images[self.tiles :])
+        rng = np.random.default_rng((self.seed, number, self.stream))
+        labelled = [self._labelled(rng) for _ in range(self.tiles)]
+        unlabelled = [draw_phantom_plane(self.side, self.channels, rng) for _ in range(self.tiles * self.unlabelled)]
+        labels = torch.from_numpy(np.stack([plane.mask for plane in labelled])).long()
+        return Batch(_images(labelled), one_hot_target(labels, 2), _images(unlabelled) if unlabelled else None)
+
+    def _labelled(self, rng: np.random.Generator) -> PhantomPlane:
+        if self.labelled_planes is None:
+            return draw_phantom_plane(self.side, self.channels, rng)
+        which = int(rng.integers(self.labelled_planes))
+        plane = draw_phantom_plane(self.side, self.channels, np.random.default_rng((self.seed, _FEW, which)))
+        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        image, mask = np.rot90(plane.image, turns, axes=(-2, -1)), np.rot90(plane.mask, turns)
+        return PhantomPlane(image[..., ::-1], mask[..., ::-1]) if mirrored else PhantomPlane(image, mask)
+
+
+def _images(planes: Sequence[PhantomPlane]) -> Tensor:
+    return torch.from_numpy(np.stack([plane.image[::-1] for plane in planes]).astype(np.float32) / 255)
 
 
 def _ellipse(side: int, rng: np.random.Generator) -> BoolArray:
