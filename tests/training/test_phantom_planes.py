@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,14 +15,6 @@ from ucseg_runtime.model_folder import load_model
 from ucseg_training.checkpoint import load_checkpoint
 from ucseg_training.cli.app import app
 from ucseg_training.data.phantom_planes import PhantomPlanes, draw_phantom_plane
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,6 @@ from ucseg_training.nets import TrioConfig
 from ucseg_training.run_training import RunOptions, run_training, trio_for, try_training
 
 SHAPE = (30, 36, 34)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _write_case(folder: Path, name: str, seed: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,14 +39,6 @@ SAMPLING = CaseSampling(
 )
 CASES = [block_case("P")]
 FIRST, SECOND, UNSEEN = (CaseBatches(CASES, replace(SAMPLING, stream=stream)) for stream in range(3))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from tests.training_phantom import TINY, block_case, tiny_model_spec, tiny_spec
@@ -36,14 +34,6 @@ STEPS = 4
 SUPERVISED, UC_SEG = StudyRun("supervised", 42, STEPS), StudyRun("uc_seg", 42, STEPS)
 SPEC = tiny_spec()
 TEST_CASE = block_case("T")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _batches(seed: int, unlabelled: bool, stream: int) -> CaseBatches:

@@ -48,7 +48,7 @@ OPTIMISATION = Optimisation(
 
 MODEL_SPEC: dict[str, object] = {
     "name": "torso-ct-demo",
-    "version": "1.0.0",
+    "version": "2.0.0",
     "licence": "Apache-2.0 for the weights; training images as named in the model card",
     "intended_use": "Demonstration and software tests on chest and abdominal CT of adults. Not for clinical use.",
     "modality": "CT",
