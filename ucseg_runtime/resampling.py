@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from ucseg_runtime.arrays import BoolArray, Float32Array, Slices3
 
+_BAND_ROWS = 16
+"""Rows that share one product. Fewer make more calls, more read more samples that most of them do not need."""
+
 
 def axis_weights(source: int, target: int) -> Float32Array:
     """Weights that turn `source` samples into `target` samples over the same interval.
@@ -124,10 +127,35 @@ def _touched(weights: Float32Array, marked: BoolArray) -> slice:
 
 
 def _in_plane(voxels: npt.NDArray[np.generic], weights_y: Float32Array, weights_x: Float32Array) -> Float32Array:
+    bands_y, bands_x = _bands(weights_y), _bands(weights_x)
     result = np.empty((len(voxels), len(weights_y), len(weights_x)), dtype=np.float32)
-    for plane, target in zip(voxels, result, strict=True):
-        np.matmul(weights_y @ plane.astype(np.float32), weights_x.T, out=target)
+    rows = np.empty((len(weights_y), voxels.shape[2]), dtype=np.float32)
+    for voxel_plane, target in zip(voxels, result, strict=True):
+        plane = voxel_plane.astype(np.float32)
+        for band in bands_y:
+            np.matmul(band.weights, plane[band.reads], out=rows[band.writes])
+        for band in bands_x:
+            np.matmul(rows[:, band.reads], band.weights.T, out=target[:, band.writes])
     return result
+
+
+@dataclass(frozen=True, eq=False)
+class _Band:
+    """Some rows of a weight matrix without the columns that they do not read."""
+
+    writes: slice
+    reads: slice
+    weights: Float32Array
+
+
+def _bands(weights: Float32Array) -> list[_Band]:
+    """A weight matrix cut up, since a row reads few samples, and those of its neighbours: most of the matrix is 0."""
+    bands = []
+    for first in range(0, len(weights), _BAND_ROWS):
+        rows = weights[first : first + _BAND_ROWS]
+        reads = _support(rows)
+        bands.append(_Band(slice(first, first + len(rows)), reads, np.ascontiguousarray(rows[:, reads])))
+    return bands
 
 
 def _along_z(voxels: Float32Array, weights_z: Float32Array) -> Float32Array:

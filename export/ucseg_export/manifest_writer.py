@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from ucseg_runtime.backends.graphs import engine_tile_shape
 from ucseg_runtime.errors import ManifestError
 from ucseg_runtime.manifest import SCHEMA_VERSION, Artifact, Manifest, ModelSpec, ParityRow, Quality
+from ucseg_training.description import require_fit
 from ucseg_training.nets import TrioConfig
 
 
@@ -30,17 +30,7 @@ def model_spec(description: object, config: TrioConfig) -> ModelSpec:
         spec = ModelSpec.model_validate(description)
     except ValidationError as error:
         raise ManifestError(f"the model's description breaks the schema: {_breaches(error)}.") from error
-    sides = (1, *config.tile_shape) if config.dim == 2 else config.tile_shape
-    pairs = {
-        "dim": (spec.dim, config.dim),
-        "channels": (spec.channels, config.in_channels),
-        "classes with background": (spec.num_classes, config.num_classes),
-        "tile shape in the networks' axis order": (engine_tile_shape(spec.tiling), sides),
-        "activation": (spec.activation, config.activation),
-    }
-    differences = [f"{name} {said}, networks {built}" for name, (said, built) in pairs.items() if said != built]
-    if differences:
-        raise ManifestError(f"the model's description does not fit the networks: {'; '.join(differences)}.")
+    require_fit(spec, config)
     return spec
 
 

@@ -167,11 +167,12 @@ def _reference_of_tile(net: DualNet, image: Float32Array) -> dict[str, Float32Ar
 def _own_tensors(net: DualNet, exact: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
     """What torch computes in float32; the UPG from exact logits, as the engines are fed."""
     planar = net.config.dim == 2
-    logits = [torch.tensor(exact[name][:, :, 0] if planar else exact[name]) for name in (LOGITS_A, LOGITS_B)]
+    logits_a, logits_b = (
+        torch.tensor(exact[name][:, :, 0] if planar else exact[name]) for name in (LOGITS_A, LOGITS_B)
+    )
     with torch.inference_mode():
-        fused = torch.cat(
-            [net.upg(*pair) for pair in zip(*(tensor.split(1) for tensor in logits), strict=True)]
-        ).numpy()
+        per_tile = [net.upg(logits_a[tile, None], logits_b[tile, None]) for tile in range(len(logits_a))]
+    fused = torch.cat(per_tile).numpy()
     return reference_tensors(net, exact[IMAGE]) | {FUSED_LOGITS: fused[:, :, None] if planar else fused}
 
 

@@ -124,6 +124,8 @@ def test_image_without_geometry_lies_along_the_patient() -> None:
         pytest.param([2, 2, 0, 0, 1, 1], [2, 0, 1], id="pairs keep their label"),
         pytest.param([0, 1], [0], id="background wins a tie"),
         pytest.param([2, 1], [1], id="the lowest label wins a tie"),
+        pytest.param([0, 0, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1], id="one voxel of two is outweighed by its neighbours"),
+        pytest.param([0, 3, 1, 3], [3], id="the largest share wins, not the first"),
         pytest.param([1, 2], [1, 1, 2, 2], id="finer"),
         pytest.param([2, 0, 1], [2, 0, 1], id="the same grid"),
     ],

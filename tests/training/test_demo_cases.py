@@ -30,7 +30,6 @@ from ucseg_training.data.demo_cases import (
     ALL_KNOWN,
     PYRADIOMICS,
     TOTALSEGMENTATOR,
-    _majority,
     _onto_grid,
     _with_lung_rule,
     label_map_from_totalsegmentator,
@@ -231,21 +230,6 @@ def test_identifiers_may_be_of_any_type_and_shape(dtype: type) -> None:
     label_map = label_map_from_totalsegmentator(np.array([[5, 0], [52, 51]], dtype=dtype))
     assert label_map.dtype == np.uint8
     assert label_map.tolist() == [[LABELS["liver"], 0], [LABELS["aorta"], LABELS["heart"]]]
-
-
-@pytest.mark.parametrize(
-    ("labels", "expected"),
-    [
-        pytest.param([3, 3, 0, 0, 1, 1, 2, 2], [3, 0, 1, 2], id="pairs keep their label"),
-        pytest.param([0, 1], [0], id="background wins a tie"),
-        pytest.param([2, 1], [1], id="the lowest label wins a tie"),
-        pytest.param([0, 0, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1], id="one voxel of two is outweighed by its neighbours"),
-        pytest.param([0, 3, 1, 3], [3], id="the largest share wins, not the first"),
-    ],
-)
-def test_label_of_a_coarser_voxel_is_that_of_the_largest_share(labels: list[int], expected: list[int]) -> None:
-    found = _majority(np.array(labels, dtype=np.uint8).reshape(1, 1, -1), (1, 1, len(expected)))
-    assert found[0, 0].tolist() == expected
 
 
 def test_labels_are_found_again_on_a_turned_grid() -> None:

@@ -173,7 +173,7 @@ def test_info_says_what_computes(net: DualNet, autocast: bool, precision: str) -
     ],
 )
 def test_networks_that_do_not_fit_the_description_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(ModelError, match="do not fit the model's description"):
+    with pytest.raises(ModelError, match="does not fit the networks"):
         TorchBackend(DualNet(replace(TINY, **changes)), tiny_spec())
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.base import BackendInfo, TileOutput, check_tiles
-from ucseg_runtime.backends.graphs import engine_tile_shape
-from ucseg_runtime.errors import BackendError, ModelError
+from ucseg_runtime.errors import BackendError
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.segmentation import EngineInfo
+from ucseg_training.description import require_fit
 from ucseg_training.nets import DualNet, TrioOutput, uncertainty
 
 Decided = Literal["fused", "subnet_a", "subnet_b", "mean"]
@@ -32,11 +32,11 @@ class TorchBackend:
         autocast: Whether the networks run in bfloat16.
 
     Raises:
-        ModelError: Networks and description differ in tiles, channels or classes.
+        ManifestError: Networks and description do not belong together.
     """
 
     def __init__(self, net: DualNet, spec: ModelSpec, decided: Decided = "fused", *, autocast: bool = False) -> None:
-        _require_agreement(net, spec)
+        require_fit(spec, net.config)
         self._net = net.eval()
         self._spec = spec
         self._decided = decided
@@ -90,19 +90,6 @@ class TorchBackend:
         if self._spec.activation == "sigmoid":
             return torch.sigmoid(logits[:, 1:2])
         return torch.softmax(logits, dim=1)
-
-
-def _require_agreement(net: DualNet, spec: ModelSpec) -> None:
-    config = net.config
-    tile = engine_tile_shape(spec.tiling)
-    sides = tile[1:] if spec.dim == 2 and tile[0] == 1 else tile
-    networks = (config.dim, config.in_channels, config.num_classes, config.tile_shape)
-    model = (spec.dim, spec.channels, spec.num_classes, sides)
-    if networks != model:
-        raise ModelError(
-            "the networks do not fit the model's description: dimensions, channels, classes and tile shape are "
-            f"{networks}; expected {model}."
-        )
 
 
 def _mean(parts: list[Tensor]) -> Float32Array:

@@ -27,6 +27,7 @@ from ucseg_runtime.backends.graphs import engine_tile_shape
 from ucseg_runtime.errors import ManifestError, ModelError, OutputError
 from ucseg_runtime.manifest import ModelSpec, Tiling
 from ucseg_training.checkpoint import load_checkpoint, save_checkpoint
+from ucseg_training.description import require_fit
 from ucseg_training.nets import Activation, TrioConfig
 from ucseg_training.upstream_file import UpstreamFile, read_state_dict
 
@@ -263,7 +264,7 @@ def _model_spec(fields: Mapping[str, object], config: TrioConfig, digest: str) -
         spec = ModelSpec.model_validate(filled)
     except ValidationError as error:
         raise _broken(error) from error
-    _require_agreement(spec, config)
+    require_fit(spec, config)
     provenance = {**spec.provenance, "imported_from": f"UC-Seg state dict, sha256 {digest}"}
     return spec.model_copy(update={"provenance": provenance})
 
@@ -272,24 +273,6 @@ def _tile_zyx(config: TrioConfig, axis_order: object) -> tuple[int, ...]:
     """The tile shape as a description has it."""
     shape = (1,) * (3 - config.dim) + config.tile_shape
     return shape[::-1] if axis_order == "xyz" else shape
-
-
-def _require_agreement(spec: ModelSpec, config: TrioConfig) -> None:
-    pairs = {
-        "dim": (spec.dim, config.dim),
-        "channels": (spec.channels, config.in_channels),
-        "classes with background": (spec.num_classes, config.num_classes),
-        "activation": (spec.activation, config.activation),
-        "tile shape in the networks' order of axes": (
-            engine_tile_shape(spec.tiling),
-            (1,) * (3 - config.dim) + config.tile_shape,
-        ),
-    }
-    if differences := [f"{name} {said}, networks {built}" for name, (said, built) in pairs.items() if said != built]:
-        raise ManifestError(
-            f"the model's description does not fit the networks: {'; '.join(differences)}.",
-            hint="Correct it, or leave out what the weights decide.",
-        )
 
 
 def _broken(error: ValidationError, *inside: str) -> ManifestError:

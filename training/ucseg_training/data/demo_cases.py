@@ -27,6 +27,7 @@ from ucseg_runtime.preprocess import resample_to_model_grid
 from ucseg_runtime.resampling import resample
 from ucseg_runtime.volume import Volume
 from ucseg_training.data.case import Case, KnownBits, bit
+from ucseg_training.data.label_grid import majority_labels
 from ucseg_training.data.lung_rule import find_lungs
 from ucseg_training.demo_model import LABELS, PREPROCESSING
 
@@ -160,25 +161,13 @@ def _on_model_grid(
 ) -> Case:
     """Image by the very preprocessing of the runtime; labels by the class with the largest share of the voxel."""
     voxels, grid, orientation = resample_to_model_grid(volume, preprocessing)
-    label_map = _majority(np.ascontiguousarray(orientation.apply(labels)), grid.shape)
+    label_map = majority_labels(np.ascontiguousarray(orientation.apply(labels)), grid.shape)
     known_map = np.zeros(grid.shape, dtype=np.uint8)
     oriented = np.ascontiguousarray(orientation.apply(known))
     for label in LABELS.values():
         share = resample(((oriented & bit(label)) != 0).astype(np.float32), grid.shape)
         known_map[share > 0.99] |= bit(label)
     return Case(name, voxels, label_map, known_map, grid)
-
-
-def _majority(labels: UInt8Array, shape: tuple[int, int, int]) -> UInt8Array:
-    """Labels divided anew into `shape` voxels, each with the label of its largest share; the lowest wins ties."""
-    best = resample((labels == 0).astype(np.float32), shape)
-    result = np.zeros(shape, dtype=np.uint8)
-    for label in np.unique(labels[labels > 0]):
-        share = resample((labels == label).astype(np.float32), shape)
-        wins = share > best
-        result[wins] = label
-        best = np.maximum(best, share)
-    return result
 
 
 def _onto_grid(labels: _Numbers, have: VolumeGeometry, want: VolumeGeometry) -> UInt8Array:
