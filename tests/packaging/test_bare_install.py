@@ -74,7 +74,7 @@ def test_segment_runs_the_demo_model_without_torch(python: Path, tmp_path: Path)
     finished = run(command, "segment", tmp_path / "study", "--out", tmp_path / "out", "--json")
 
     assert finished.returncode == 0, finished.stderr
-    assert len(json.loads(finished.stdout)["measurements"]) == 7
+    assert len(json.loads(finished.stdout)["measurements"]) == 5
 
 
 def test_missing_extra_is_named(python: Path, tmp_path: Path) -> None:

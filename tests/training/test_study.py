@@ -211,6 +211,16 @@ def test_torso_study_trains_on_b_c_d_and_looks_at_two_more(variant: str) -> None
     assert set(described["cases"]) == expected  # type: ignore[call-overload]  # JSON-able words
 
 
+@pytest.mark.parametrize("variant", SEEDS)
+def test_phantom_study_differs_in_method_and_data_alone(variant: str) -> None:
+    study, run = phantom_study(), StudyRun(variant, 42, 100)
+    method = study.method(run)
+    plan = study.plan(run, method)
+    reference = study.plan(StudyRun("uc_seg", 42, 100), study.whole)
+    assert (plan.method, plan.steps) == (method, 100)
+    assert (plan.trio, plan.optimisation, plan.seed) == (reference.trio, reference.optimisation, reference.seed)
+
+
 def test_planes_to_score_on_show_an_object_and_stay_the_same() -> None:
     planes, again = list(held_out_planes()), list(held_out_planes())
     assert len(planes) == TEST_PLANES

@@ -354,3 +354,9 @@ def test_damaged_state_is_refused(batches: CaseBatches, tmp_path: Path) -> None:
     (tmp_path / STATE_NAME).write_bytes(b"damaged")
     with pytest.raises(ModelError, match="the training state cannot be read"):
         train(batches, PLAN, tmp_path)
+
+
+def test_mean_teacher_without_a_running_average_is_refused_before_the_first_step() -> None:
+    method = replace(PLAN.method, pseudo_labels="teacher", use_ccp=False, use_mixing=False)
+    with pytest.raises(TrainingError, match="no running average"):
+        replace(PLAN, method=method, optimisation=replace(PLAN.optimisation, average_decay=None))

@@ -58,6 +58,9 @@ class TrainingPlan:
         checkpoint_every: Steps between two states on disk.
         validate_every: Steps between two validations; 0 for none.
         model_spec: JSON-able description of the model, stored in the checkpoint as it is.
+
+    Raises:
+        TrainingError: A mean teacher without a running average of the weights, which it is.
     """
 
     trio: TrioConfig
@@ -70,6 +73,13 @@ class TrainingPlan:
     checkpoint_every: int = 200
     validate_every: int = 0
     model_spec: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.method.pseudo_labels == "teacher" and self.optimisation.average_decay is None:
+            raise TrainingError(
+                "pseudo_labels is 'teacher', and the weights have no running average, which is the teacher.",
+                hint="Set average_decay.",
+            )
 
     @property
     def last_step(self) -> int:

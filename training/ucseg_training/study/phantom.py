@@ -27,6 +27,8 @@ SIDE = 96
 LABELLED_PLANES = 4
 TEST_PLANES = 60
 _TEST_SEED = 2_000_000
+# Every variant is scored with its running average, since one of them learns from it.
+_AVERAGE_DECAY = 0.99
 
 
 def phantom_study() -> Study:
@@ -42,7 +44,8 @@ def phantom_study() -> Study:
 
 
 def _plan(run: StudyRun, method: MethodConfig) -> TrainingPlan:
-    return replace(phantom_plan(1, run.steps, run.seed, side=SIDE), method=method)
+    plan = phantom_plan(1, run.steps, run.seed, side=SIDE)
+    return replace(plan, method=method, optimisation=replace(plan.optimisation, average_decay=_AVERAGE_DECAY))
 
 
 def _batches(seed: int, unlabelled: bool, stream: int) -> BatchSource:
