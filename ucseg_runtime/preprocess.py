@@ -43,11 +43,6 @@ class Orientation:
         """Geometry of the array that `apply` returns."""
         return geometry.permuted(self.axes).flipped(self.flips)
 
-    def undo(self, voxels: npt.NDArray[_Voxel]) -> npt.NDArray[_Voxel]:
-        """View of an array with the model's axes, back with the source's axes."""
-        first, second, third = (int(axis) for axis in np.argsort(self.axes))
-        return np.flip(voxels, self.flips).transpose((first, second, third))
-
 
 @dataclass(frozen=True, eq=False)
 class Prepared:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from ucseg_runtime.cli.options import Engine, EngineOption, JsonOption, OutOption, OverwriteOption
+from ucseg_runtime.cli.options import EngineOption, JsonOption, OutOption, OverwriteOption
 from ucseg_runtime.cli.reporting import reported
 from ucseg_runtime.cli.segment import run_and_report
 from ucseg_runtime.config import InferenceOptions, OutputOptions
@@ -16,7 +16,7 @@ from ucseg_runtime.config import InferenceOptions, OutputOptions
 
 def demo(
     out: OutOption = Path("demo-output"),
-    engine: EngineOption = Engine.AUTO,
+    engine: EngineOption = "auto",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,7 +33,7 @@ def demo(
                 Path(folder),
                 out,
                 None,
-                InferenceOptions(engine=engine.value),
+                InferenceOptions(engine=engine),
                 OutputOptions(overwrite=overwrite),
                 None,
                 as_json,

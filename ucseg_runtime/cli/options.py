@@ -2,36 +2,12 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class Engine(StrEnum):
-    """Values of ``--engine``."""
-
-    AUTO = "auto"
-    OPENVINO = "openvino"
-    ONNXRUNTIME = "onnxruntime"
-
-
-class PrecisionOption(StrEnum):
-    """Values of ``--precision``."""
-
-    AUTO = "auto"
-    F32 = "f32"
-    BF16 = "bf16"
-
-
-class SegTypeOption(StrEnum):
-    """Values of ``--seg-type``."""
-
-    BINARY = "binary"
-    LABELMAP = "labelmap"
-    FRACTIONAL = "fractional"
-
+from ucseg_runtime.config import EngineChoice, PrecisionChoice, SegType
 
 InputArgument = Annotated[
     Path, typer.Argument(help="Folder (searched with all its subfolders) or file with DICOM images.")
@@ -42,15 +18,15 @@ ModelOption = Annotated[
     typer.Option("--model", help="Model folder; the shipped demo model when not given.", show_default=False),
 ]
 EngineOption = Annotated[
-    Engine, typer.Option("--engine", help="Engine that runs the network; auto takes the fastest installed.")
+    EngineChoice, typer.Option("--engine", help="Engine that runs the network; auto takes the fastest installed.")
 ]
-PrecisionChoiceOption = Annotated[
-    PrecisionOption,
+PrecisionOption = Annotated[
+    PrecisionChoice,
     typer.Option(
         "--precision", help="Arithmetic; auto takes the model's default where the processor has it, else f32."
     ),
 ]
-SegTypeChoiceOption = Annotated[SegTypeOption, typer.Option("--seg-type", help="Encoding of the DICOM SEG.")]
+SegTypeOption = Annotated[SegType, typer.Option("--seg-type", help="Encoding of the DICOM SEG.")]
 SeriesOption = Annotated[
     str | None, typer.Option("--series", help="Series Instance UID to use when several fit.", show_default=False)
 ]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from ucseg_runtime.cli.options import (
-    Engine,
     EngineOption,
     InputArgument,
     JsonOption,
@@ -18,9 +17,7 @@ from ucseg_runtime.cli.options import (
     NiftiOption,
     OutOption,
     OverwriteOption,
-    PrecisionChoiceOption,
     PrecisionOption,
-    SegTypeChoiceOption,
     SegTypeOption,
     SeriesOption,
     ThreadsOption,
@@ -36,9 +33,9 @@ def segment(
     input: InputArgument,  # noqa: A002  (the word on the command line)
     out: OutOption,
     model: ModelOption = None,
-    engine: EngineOption = Engine.AUTO,
-    precision: PrecisionChoiceOption = PrecisionOption.AUTO,
-    seg_type: SegTypeChoiceOption = SegTypeOption.BINARY,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    seg_type: SegTypeOption = "binary",
     series: SeriesOption = None,
     nifti: NiftiOption = False,
     threads: ThreadsOption = 0,
@@ -47,8 +44,8 @@ def segment(
 ) -> None:
     """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out."""
     with reported(as_json):
-        inference = InferenceOptions(engine=engine.value, precision=precision.value, threads=threads)
-        outputs = OutputOptions(seg_type=seg_type.value, nifti=nifti, overwrite=overwrite)
+        inference = InferenceOptions(engine=engine, precision=precision, threads=threads)
+        outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
         run_and_report(input, out, model, inference, outputs, series, as_json)
 
 
