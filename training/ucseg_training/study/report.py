@@ -48,9 +48,9 @@ def _tables(study: Study, results: Sequence[RunResult], runs: Sequence[StudyRun]
     lines = [
         f"# Study: {study.name}",
         "",
-        f"{len(results)} of {len(runs)} runs, {runs[0].steps} steps each, trained in {precisions}. Dice on the test",
-        f"data, mean over {', '.join(study.classes)}: mean over the seeds, and the standard deviation of",
-        "several. Written by `ucseg-train study`.",
+        f"{len(results)} of {len(runs)} runs, {runs[0].steps} steps each, trained in {precisions}.",
+        f"Dice on the test data, mean over {', '.join(study.classes)}:",
+        "mean ± standard deviation over the seeds. Written by `ucseg-train study`.",
         "",
         f"| variant | seeds | {' | '.join(DECIDED)} |",
         "|---|---|" + "---|" * len(DECIDED),
