@@ -11,7 +11,7 @@ from ucseg_training.study.design import SEEDS, Study, StudyRun
 from ucseg_training.study.results import STEP, RunResult, load_results, save_results
 from ucseg_training.torch_backend import DECIDED
 
-_FUSED_LOSS = "supervised_fused."
+_DICE_LOSS = "supervised_fused.dice"
 
 
 def write_report(study: Study, results: Sequence[RunResult], runs: Sequence[StudyRun], out: Path) -> tuple[Path, ...]:
@@ -95,19 +95,15 @@ def _plot(study: Study, results: Sequence[RunResult], path: Path) -> None:
         scores.plot(index, statistics.fmean(means), "_", color="black", markersize=24, markeredgewidth=2)
         for result in group:
             label = variant if result is group[0] else None
-            losses.plot(*_fused_loss(result), color=f"C{index}", alpha=0.7, linewidth=1, label=label)
+            losses.plot(
+                result.curves[STEP], result.curves[_DICE_LOSS], color=f"C{index}", alpha=0.7, linewidth=1, label=label
+            )
     scores.set_xticks(range(len(groups)), list(groups), rotation=30, ha="right")
     scores.set_ylabel("Dice of the fused output, mean over classes")
     scores.set_ylim(0, 1)
     scores.set_title("test data: a dot per seed, their mean as a line")
     losses.set_xlabel("step")
-    losses.set_ylabel("supervised loss of the fused output")
+    losses.set_ylabel("Dice loss of the fused output on labelled tiles")
     losses.set_title("training, one curve per seed")
     losses.legend(fontsize="small")
     figure.savefig(path, dpi=110, metadata={"Software": None})
-
-
-def _fused_loss(result: RunResult) -> tuple[Sequence[float | None], list[float]]:
-    """Steps, and the sum of the supervised terms of the fused output."""
-    parts = [values for name, values in result.curves.items() if name.startswith(_FUSED_LOSS)]
-    return result.curves[STEP], [sum(value or 0.0 for value in point) for point in zip(*parts, strict=True)]
