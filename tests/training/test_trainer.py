@@ -27,6 +27,7 @@ from ucseg_training.method.targets import PartialTarget
 from ucseg_training.nets import DualNet
 from ucseg_training.observers import LogLines
 from ucseg_training.optimisation import Optimisation
+from ucseg_training.precision import require_sound_bfloat16
 from ucseg_training.trainer import CHECKPOINT_NAME, STATE_NAME, TrainingPlan, new_trio, train
 
 SPEC = tiny_spec()
@@ -360,3 +361,22 @@ def test_mean_teacher_without_a_running_average_is_refused_before_the_first_step
     method = replace(PLAN.method, pseudo_labels="teacher", use_ccp=False, use_mixing=False)
     with pytest.raises(TrainingError, match="no running average"):
         replace(PLAN, method=method, optimisation=replace(PLAN.optimisation, average_decay=None))
+
+
+@pytest.mark.parametrize(("depth", "sound"), [(16, False), (32, False), (48, True), (64, True), (96, True)])
+def test_tiles_whose_bfloat16_gradients_torch_gets_wrong_are_refused(depth: int, sound: bool) -> None:
+    trio = replace(TINY, tile_shape=(depth, 32, 32))
+    if sound:
+        require_sound_bfloat16(trio)
+    else:
+        with pytest.raises(TrainingError, match=f"{depth} voxels deep"):
+            require_sound_bfloat16(trio)
+
+
+def test_run_in_bfloat16_on_tiles_of_two_slices_stops_before_the_first_step(
+    tmp_path: Path, batches: CaseBatches
+) -> None:
+    assert TINY.tile_shape[0] == 32
+    with pytest.raises(TrainingError, match="cannot be trained in bfloat16"):
+        train(batches, replace(PLAN, precision="bf16"), tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -35,6 +35,7 @@ from ucseg_training.method.targets import PartialTarget
 from ucseg_training.nets import DualNet, TrioConfig, init_kaiming
 from ucseg_training.observers import Observer, draw_panel
 from ucseg_training.optimisation import Optimisation, make_optimizer
+from ucseg_training.precision import require_sound_bfloat16
 
 STATE_NAME = "state.safetensors"
 CHECKPOINT_NAME = "trio.safetensors"
@@ -155,6 +156,8 @@ class Run:
     """
 
     def __init__(self, plan: TrainingPlan, batches: BatchSource, device: torch.device, workers: Workers) -> None:
+        if plan.precision == "bf16" and device.type == "cpu":
+            require_sound_bfloat16(plan.trio)
         torch.manual_seed(plan.seed)
         self.plan = plan
         self.step = 0
