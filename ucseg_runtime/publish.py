@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ucseg_runtime.config import OutputOptions
@@ -237,9 +237,14 @@ def _sweep(folder: Path) -> None:
         return
     with _locked(folder):
         for hidden in folder.glob(f"{_STAGING_PREFIX}*"):
-            with suppress(BlockingIOError), _locked(hidden, wait=False):
-                _undo_swap(folder, hidden)
-                shutil.rmtree(hidden)
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(_locked(hidden, wait=False))
+                except (BlockingIOError, FileNotFoundError):
+                    continue  # in use, or removed by its run since it was listed
+                if hidden.is_dir():  # its run may have removed it and gone between opening and locking
+                    _undo_swap(folder, hidden)
+                    shutil.rmtree(hidden)
 
 
 @contextmanager

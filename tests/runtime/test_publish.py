@@ -464,3 +464,29 @@ def test_runs_that_publish_at_the_same_time_leave_the_results_of_one(tmp_path: P
     who = json.loads((tmp_path / RECORD).read_text())["who"]
     assert {(tmp_path / name).read_text() for name in (SEGMENTATION, REPORT)} == {who}
     assert sorted(os.listdir(tmp_path)) == sorted([SEGMENTATION, REPORT, RECORD])
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked"])
+def test_staging_folder_that_its_run_removes_meanwhile_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    other = tmp_path / ".ucseg-staging-other"
+    other.mkdir()
+    open_folder, lock = os.open, fcntl.flock
+
+    def open_after_removal(path: Path, flags: int) -> int:
+        if path == other and moment == "before it is opened":
+            other.rmdir()
+        return open_folder(path, flags)
+
+    def lock_after_removal(descriptor: int, operation: int) -> None:
+        if operation & fcntl.LOCK_NB and moment == "before it is locked":
+            other.rmdir()
+        lock(descriptor, operation)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", open_after_removal)
+        patch.setattr(fcntl, "flock", lock_after_removal)
+        check_output_folder(tmp_path, overwrite=True)
+
+    assert os.listdir(tmp_path) == []
