@@ -42,7 +42,6 @@ class ModelPhantom:
         spacing_mm: Of the model grid, along (z, y, x).
         ramp: Added to the intensity per step along the first axis of the network, whichever that is.
         largest_component: Labels of which only the largest component is kept.
-        default_precision: Used where the processor has it.
     """
 
     centres: tuple[float, ...] = (0.0, 0.5, 1.0)
@@ -55,7 +54,6 @@ class ModelPhantom:
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
     ramp: float = 0.0
     largest_component: tuple[int, ...] = ()
-    default_precision: Literal["f32", "bf16"] = "f32"
 
     def fused_logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """What the UPG gives for tiles of shape (tiles, 1, z, y, x), when the ramp is 0."""
@@ -192,7 +190,7 @@ def manifest_fields(phantom: ModelPhantom, files: Mapping[str, bytes]) -> dict[s
         ],
         "activation": phantom.activation,
         "fusion": "upg",
-        "default_precision": phantom.default_precision,
+        "default_precision": "f32",
         "preprocessing": {
             "spacing_mm": phantom.spacing_mm,
             "intensity": {"kind": "piecewise_linear", "knots": [(0.0, 0.0), (HU_PER_UNIT, 1.0)]},

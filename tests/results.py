@@ -23,7 +23,7 @@ from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.manifest import Code, SegmentClass
 from ucseg_runtime.segmentation import EngineInfo, Segmentation, measure
 
-ENGINE = EngineInfo(name="openvino", version="2026.4.1", precision="bf16", device="CPU")
+ENGINE = EngineInfo(name="openvino", version="2026.4.1", precision="bf16", device="CPU", proven=True)
 IDENTITY = RunIdentity(
     model_name="phantom organs",
     model_version="1.2.3",

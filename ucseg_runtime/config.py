@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-EngineChoice = Literal["auto", "openvino", "onnxruntime"]
-PrecisionChoice = Literal["auto", "f32", "bf16"]
+EngineName = Literal["openvino", "onnxruntime"]
+EngineChoice = Literal["auto", EngineName]  # typing flattens a Literal inside a Literal
+PrecisionChoice = Literal["auto", "f32", "bf16", "int8"]
 SegType = Literal["binary", "labelmap", "fractional"]
 
 
@@ -15,8 +16,10 @@ class InferenceOptions:
     """How the network is run.
 
     Attributes:
-        engine: Engine to use; ``auto`` takes the first that is installed, in order of measured speed.
-        precision: Arithmetic of the network; ``auto`` takes the manifest's default where the processor has it.
+        engine: Engine to use; ``auto`` takes the fastest of those that passed the accuracy gate.
+        precision: Arithmetic of the network; ``auto`` takes the fastest that passed the gate.
+        gate: Whether engines that did not pass the accuracy gate for this model are refused; without it ``auto`` means
+            the first engine that is installed, in f32, and every output says that the gate was skipped.
         batch_size: Tiles per call of the engine, at least 1.
         threads: Threads of the engine; 0 means every core that this process may use.
         keep_probabilities: Whether the probabilities of every class are returned on the source grid.
@@ -24,6 +27,7 @@ class InferenceOptions:
 
     engine: EngineChoice = "auto"
     precision: PrecisionChoice = "auto"
+    gate: bool = True
     batch_size: int = 1
     threads: int = 0
     keep_probabilities: bool = False

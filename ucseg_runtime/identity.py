@@ -31,5 +31,6 @@ class RunIdentity:
 
     @property
     def engine_text(self) -> str:
-        """Engine, version, precision and device in one line."""
-        return f"{self.engine.name} {self.engine.version} {self.engine.precision} {self.engine.device}"
+        """Engine, version, precision and device in one line, and whether the accuracy gate was skipped."""
+        gate = "" if self.engine.proven else ", no accuracy gate"
+        return f"{self.engine.name} {self.engine.version} {self.engine.precision} {self.engine.device}{gate}"

@@ -6,7 +6,9 @@ Nothing else configures numerics. A field that is not in the schema is an error,
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
@@ -20,7 +22,12 @@ MANIFEST_NAME = "manifest.json"
 STAGES = ("subnet_a", "subnet_b", "upg", "decode")
 MERGED = "merged"
 
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "int8"]
+
+INT8_MERGED = "merged_int8"
+GRAPH_OF_PRECISION: Mapping[Precision, str] = MappingProxyType({"f32": MERGED, "bf16": MERGED, "int8": INT8_MERGED})
+"""Artifact that an engine runs whole. bfloat16 is the arithmetic of an engine; integers are written into the graph."""
+
 PositiveMm = Annotated[float, Field(gt=0.0, le=1000.0)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -153,8 +160,30 @@ class Quality(_Frozen):
     dice: float
 
 
+class Budget(_Frozen):
+    """How far an engine may be from the reference and still be served.
+
+    Attributes:
+        mask_dice: Least Dice of any class of any case.
+        uncertainty_p99: Most that the uncertainty of all but 1 % of the voxels may differ.
+    """
+
+    mask_dice: Annotated[float, Field(ge=0.0, le=1.0)]
+    uncertainty_p99: Annotated[float, Field(ge=0.0, le=1.0)] = 0.02
+
+
+DEFAULT_BUDGETS: Mapping[Precision, Budget] = MappingProxyType(
+    {"f32": Budget(mask_dice=0.9995), "bf16": Budget(mask_dice=0.998), "int8": Budget(mask_dice=0.99)}
+)
+"""Of precisions for which a manifest names no budget of its own."""
+
+
 class ModelSpec(_Frozen):
-    """What a model is, apart from its files. See each part's own docstring for units and ranges."""
+    """What a model is, apart from its files. See each part's own docstring for units and ranges.
+
+    `default_precision` is what `ucseg-train evaluate` computes in where the processor has it. In which arithmetic an
+    engine serves the model is for the accuracy gate to say.
+    """
 
     name: str
     version: str
@@ -170,6 +199,7 @@ class ModelSpec(_Frozen):
     preprocessing: Preprocessing
     tiling: Tiling
     postprocessing: Postprocessing
+    budgets: dict[Precision, Budget] = Field(default_factory=lambda: dict(DEFAULT_BUDGETS))
     provenance: dict[str, str]
     quality: tuple[Quality, ...] = ()
 
@@ -182,6 +212,10 @@ class ModelSpec(_Frozen):
     def probability_channels(self) -> int:
         """Channels of the probabilities: 1 (foreground) for a binary sigmoid model, else one per class."""
         return 1 if self.activation == "sigmoid" else self.num_classes
+
+    def budget(self, precision: Precision) -> Budget:
+        """What an engine of this precision has to keep."""
+        return self.budgets.get(precision, DEFAULT_BUDGETS[precision])
 
     @model_validator(mode="after")
     def _consistent_classes(self) -> ModelSpec:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from ucseg_runtime.accuracy_gate import PROOFS_NAME, Proofs, proofs_from_json
 from ucseg_runtime.errors import ArtifactMismatchError, ManifestError, ModelError
 from ucseg_runtime.manifest import MANIFEST_NAME, Artifact, Manifest, manifest_from_json
 from ucseg_runtime.onnx_scan import objections
@@ -29,11 +30,13 @@ class Model:
         folder: Where its files are.
         digest: SHA-256 of ``manifest.json``, 64 hexadecimal digits. The manifest names the digest of every other file,
             so this one stands for the whole folder.
+        proofs: Which engines have shown that they decide like the reference; not part of the digest.
     """
 
     manifest: Manifest
     folder: Path
     digest: str
+    proofs: Proofs
 
     def graph(self, key: str) -> bytes:
         """Content of one artifact, verified again, so that nothing unverified can reach an engine.
@@ -48,7 +51,7 @@ def load_model(folder: Path) -> Model:
     """Read a model folder and verify every file that its manifest names. Nothing of it is executed.
 
     Raises:
-        ManifestError: The manifest is missing, malformed or of an unknown schema version.
+        ManifestError: The manifest is missing, malformed or of an unknown schema version; or the proofs are malformed.
         ArtifactMismatchError: A file is missing, is not a plain file of this folder, differs from the manifest in size
             or digest, is not ONNX, or refers to anything outside itself.
     """
@@ -60,7 +63,8 @@ def load_model(folder: Path) -> Model:
     manifest = manifest_from_json(text)
     for key, artifact in manifest.artifacts.items():
         _refuse_foreign_parts(key, _verified(folder, key, artifact))
-    return Model(manifest, folder, hashlib.sha256(content).hexdigest())
+    digest = hashlib.sha256(content).hexdigest()
+    return Model(manifest, folder, digest, _proofs(folder, digest))
 
 
 def available_models(extra: Path | None = None) -> dict[str, Path]:
@@ -97,6 +101,16 @@ def default_model_folder() -> Path:
         ModelError: The installation is incomplete.
     """
     return find_model(DEMO_MODEL)
+
+
+def _proofs(folder: Path, digest: str) -> Proofs:
+    try:
+        text = _read_plain_file(folder / PROOFS_NAME, _MAX_MANIFEST_BYTES).decode("utf-8")
+    except FileNotFoundError:
+        return Proofs(model_digest=digest)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"the model folder has no readable {PROOFS_NAME}.", hint=_RESTORE) from error
+    return proofs_from_json(text, digest)
 
 
 def _verified(folder: Path, key: str, artifact: Artifact) -> bytes:

@@ -18,14 +18,16 @@ class EngineInfo:
     Attributes:
         name: ``openvino``, ``onnxruntime`` …
         version: Version of the engine's package.
-        precision: Arithmetic that was really used, ``f32`` or ``bf16``.
+        precision: Arithmetic that was really used: ``f32``, ``bf16`` or ``int8``.
         device: Kind of processor, for instance ``CPU``.
+        proven: Whether it passed the accuracy gate for this model.
     """
 
     name: str
     version: str
     precision: str
     device: str
+    proven: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
-from ucseg_runtime.arrays import Float32Array
-from ucseg_runtime.backends.base import Backend, BackendInfo, TileOutput
-from ucseg_runtime.backends.registry import open_backend
+from ucseg_runtime.backends.opening import open_backend
+from ucseg_runtime.backends.timed import TimedBackend
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.reader import read_volume, source_headers
@@ -74,6 +73,7 @@ class SeriesResult:
         skipped: Files that belong to no series, with reasons.
         measurements: One per class.
         engine: What computed it.
+        engine_reason: Why this engine and precision were chosen.
         tiles: Number of tiles that the network saw.
         seconds: Wall time per stage.
     """
@@ -85,6 +85,7 @@ class SeriesResult:
     skipped: tuple[SkippedFile, ...]
     measurements: tuple[SegmentMeasurement, ...]
     engine: EngineInfo
+    engine_reason: str
     tiles: int
     seconds: dict[str, float]
 
@@ -125,7 +126,7 @@ def segment_series(
     with times.stage("read"):
         volume = read_volume(selection.chosen)
         sources = source_headers(selection.chosen)
-    segmentation, tiles = _segment(volume, model, inference, progress, times)
+    segmentation, network = _segment(volume, model, inference, progress, times)
     identity = run_identity(model, segmentation.engine, outputs)
     measurements = measure(segmentation)
     needed_bytes = space_needed(segmentation.geometry.shape, len(segmentation.classes), outputs)
@@ -140,7 +141,8 @@ def segment_series(
         skipped=found.skipped,
         measurements=measurements,
         engine=segmentation.engine,
-        tiles=tiles,
+        engine_reason=network.info.reason,
+        tiles=network.tiles,
         seconds=times.seconds,
     )
 
@@ -160,36 +162,16 @@ def run_identity(model: Model, engine: EngineInfo, outputs: OutputOptions) -> Ru
 
 def _segment(
     volume: Volume, model: Model, inference: InferenceOptions, progress: Progress | None, times: StageTimes
-) -> tuple[Segmentation, int]:
-    """The segmentation and the number of tiles; times the network apart from what surrounds it."""
+) -> tuple[Segmentation, TimedBackend]:
+    """The segmentation and what computed it; times the network apart from what surrounds it."""
     with ExitStack() as stack:
         with times.stage("load model"):
-            backend = _TimedBackend(stack.enter_context(open_backend(model, inference)))
+            backend = TimedBackend(stack.enter_context(open_backend(model, inference)))
         with times.stage("before and after network"):
             segmentation = segment_volume(volume, model.manifest, backend, inference, progress)
     times.seconds["before and after network"] -= backend.seconds
     times.seconds["network"] = backend.seconds
-    return segmentation, backend.tiles
-
-
-class _TimedBackend:
-    """A backend that notes how long the engine takes."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self.seconds = 0.0
-        self.tiles = 0
-
-    @property
-    def info(self) -> BackendInfo:
-        return self._backend.info
-
-    def infer(self, tiles: Float32Array, *, with_logits: bool = False) -> TileOutput:
-        started = time.perf_counter()
-        output = self._backend.infer(tiles, with_logits=with_logits)
-        self.seconds += time.perf_counter() - started
-        self.tiles += len(tiles)
-        return output
+    return segmentation, backend
 
 
 def _write_all(

@@ -12,6 +12,7 @@ import torch
 from ucseg_export.parity_tiles import TileSet
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.cores import usable_cores
+from ucseg_runtime.backends.engines import Engine
 from ucseg_runtime.backends.graphs import (
     FUSED_LOGITS,
     GRAPHS,
@@ -25,7 +26,6 @@ from ucseg_runtime.backends.graphs import (
 from ucseg_runtime.backends.local import Session
 from ucseg_runtime.backends.onnx_runtime import OnnxRuntimeEngine
 from ucseg_runtime.backends.openvino import OpenVinoEngine
-from ucseg_runtime.backends.registry import Engine
 from ucseg_runtime.errors import AccuracyGateError
 from ucseg_runtime.manifest import Manifest, ParityRow
 from ucseg_training.nets import DualNet, uncertainty

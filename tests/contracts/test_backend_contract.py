@@ -15,7 +15,6 @@ from onnx import TensorProto, helper
 
 from tests.model_phantom import ModelPhantom, replace_artifact
 from ucseg_runtime.backends import Backend, engine_status, installed_engines, open_backend
-from ucseg_runtime.backends.openvino import OpenVinoEngine
 from ucseg_runtime.config import EngineChoice, InferenceOptions, PrecisionChoice
 from ucseg_runtime.errors import ArtifactMismatchError, BackendError, BackendUnavailableError, TileShapeError
 from ucseg_runtime.evidence import evidence_from_logits, probabilities_from_logits
@@ -36,7 +35,7 @@ class Case:
     atol: float
 
     def open(self, model: Model) -> Backend:
-        options = InferenceOptions(engine=self.engine, precision=self.precision, threads=1)
+        options = InferenceOptions(engine=self.engine, precision=self.precision, threads=1, gate=False)
         return open_backend(model, options, staged=self.staged)
 
 
@@ -220,7 +219,7 @@ def failing_on_bright_tiles() -> bytes:
 def test_failure_on_a_tile_is_a_backend_error_with_its_cause(tmp_path: Path, engine: EngineChoice) -> None:
     folder = PHANTOM.write(tmp_path / "phantom")
     replace_artifact(folder, "merged", failing_on_bright_tiles())
-    with open_backend(load_model(folder), InferenceOptions(engine=engine)) as backend:
+    with open_backend(load_model(folder), InferenceOptions(engine=engine, gate=False)) as backend:
         good = np.full((1, 1, *PHANTOM.tile_shape), 16.0, dtype=np.float32)
         assert backend.infer(good).uncertainty.max() == 16.0
         with pytest.raises(BackendError, match=f"{engine} failed on a tile") as caught:
@@ -238,7 +237,10 @@ def test_graph_that_the_engine_cannot_run_is_a_backend_error_with_its_cause(
     graph.graph.node[0].op_type = "NoSuchOperator"
     replace_artifact(folder, "merged", graph.SerializeToString())
     model = load_model(folder)
-    with pytest.raises(BackendError, match=engine) as caught, open_backend(model, InferenceOptions(engine=engine)):
+    with (
+        pytest.raises(BackendError, match=engine) as caught,
+        open_backend(model, InferenceOptions(engine=engine, gate=False)),
+    ):
         pytest.fail("a graph that cannot run was opened")
     assert caught.value.__cause__ is not None
 
@@ -272,7 +274,10 @@ def test_graph_with_other_tensors_than_the_manifest_says_is_refused(
     foreign = other.write(tmp_path / "other") / f"{key}.onnx"
     replace_artifact(folder, "merged", foreign.read_bytes())
     model = load_model(folder)
-    with pytest.raises(ArtifactMismatchError, match=reason), open_backend(model, InferenceOptions(engine=engine)):
+    with (
+        pytest.raises(ArtifactMismatchError, match=reason),
+        open_backend(model, InferenceOptions(engine=engine, gate=False)),
+    ):
         pytest.fail("a graph of another model was opened")
 
 
@@ -282,7 +287,7 @@ def test_axes_of_an_xyz_network_are_turned_and_its_results_turned_back(
     tmp_path: Path, engine: EngineChoice, staged: bool
 ) -> None:
     tiles = np.random.default_rng(0).random((2, 1, 8, 12, 16), dtype=np.float32)
-    options = InferenceOptions(engine=engine, precision="f32")
+    options = InferenceOptions(engine=engine, precision="f32", gate=False)
     outputs = {}
     for axis_order in ("zyx", "xyz"):
         phantom = ModelPhantom(sharpness=8.0, tile_shape=(8, 12, 16), axis_order=axis_order, ramp=0.05)
@@ -300,7 +305,9 @@ def test_axes_of_an_xyz_network_are_turned_and_its_results_turned_back(
 def test_sigmoid_model_gives_the_foreground_alone(tmp_path: Path, engine: EngineChoice) -> None:
     phantom = ModelPhantom(centres=(0.0, 1.0), activation="sigmoid", sharpness=8.0, tile_shape=(4, 4, 4))
     tiles = np.random.default_rng(0).random((2, 1, 4, 4, 4), dtype=np.float32)
-    with open_backend(load_model(phantom.write(tmp_path / "binary")), InferenceOptions(engine=engine)) as backend:
+    with open_backend(
+        load_model(phantom.write(tmp_path / "binary")), InferenceOptions(engine=engine, gate=False)
+    ) as backend:
         output = backend.infer(tiles)
     expected = probabilities_from_logits(phantom.fused_logits(tiles), "sigmoid")
     np.testing.assert_allclose(output.probabilities, expected, atol=BF16_ATOL)
@@ -319,14 +326,6 @@ def test_missing_engine_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch,
     assert {status.name: status.reason for status in engine_status()}["onnxruntime"] == str(caught.value)
 
 
-def test_auto_takes_openvino_first_and_then_what_is_installed(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    with open_backend(model, InferenceOptions()) as backend:
-        assert backend.info.engine.name == "openvino"
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with open_backend(model, InferenceOptions()) as backend:
-        assert backend.info.engine.name == "onnxruntime"
-
-
 def test_status_lists_versions_and_precisions() -> None:
     status = {item.name: item for item in engine_status()}
     assert tuple(status) == ENGINES == installed_engines()
@@ -337,17 +336,6 @@ def test_bf16_that_the_engine_lacks_is_refused_when_asked_for(model: Model) -> N
     options = InferenceOptions(engine="onnxruntime", precision="bf16")
     with pytest.raises(BackendUnavailableError, match="no bf16.*has f32"), open_backend(model, options):
         pytest.fail("a precision that is not there was opened")
-
-
-@pytest.mark.parametrize("default", ["f32", "bf16"])
-@pytest.mark.parametrize("available", [("f32",), ("f32", "bf16")], ids=str)
-def test_auto_precision_is_the_models_where_the_processor_has_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, default: str, available: tuple[str, ...]
-) -> None:
-    monkeypatch.setattr(OpenVinoEngine, "precisions", lambda _: available)
-    phantom = ModelPhantom(tile_shape=(4, 4, 4), default_precision="bf16" if default == "bf16" else "f32")
-    with open_backend(load_model(phantom.write(tmp_path / "model")), InferenceOptions(engine="openvino")) as backend:
-        assert backend.info.engine.precision == (default if default in available else "f32")
 
 
 def run_python(code: str, home: Path) -> str:
@@ -381,7 +369,8 @@ def test_engines_report_to_nobody(tmp_path: Path, model: Model, engine: EngineCh
         "from ucseg_runtime.backends import open_backend\n"
         "from ucseg_runtime.config import InferenceOptions\n"
         "from ucseg_runtime.model_folder import load_model\n"
-        f"with open_backend(load_model(Path({str(model.folder)!r})), InferenceOptions(engine={engine!r})) as backend:\n"
+        f"options = InferenceOptions(engine={engine!r}, gate=False)\n"
+        f"with open_backend(load_model(Path({str(model.folder)!r})), options) as backend:\n"
         "    print(backend.info.engine.name)\n"
         "print([name for name in sys.modules if name.startswith('openvino_telemetry')])\n"
     )

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from tests.model_phantom import ModelPhantom
 from tests.phantoms import PHI_CANARIES, CtPhantom, write_ct_series
+from tests.proof_phantom import proof, proven, write_proofs
 from ucseg_runtime.cli.app import app
 from ucseg_runtime.cli.reporting import print_table
 from ucseg_runtime.publish import RESULT_NAMES
@@ -25,7 +26,7 @@ PHANTOM = CtPhantom(shape=(20, 40, 48))
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ModelPhantom(tile_shape=(16, 32, 32)).write(tmp_path_factory.mktemp("model") / "phantom")
+    return proven(ModelPhantom(tile_shape=(16, 32, 32)).write(tmp_path_factory.mktemp("model") / "phantom"))
 
 
 @pytest.fixture
@@ -121,6 +122,43 @@ def test_segment_with_a_changed_model_exits_with_4(study: Path, tmp_path: Path) 
     assert result.exit_code == 4
     assert "ArtifactMismatchError" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_segment_with_an_engine_that_failed_the_gate_exits_with_4(study: Path, tmp_path: Path) -> None:
+    folder = ModelPhantom(tile_shape=(16, 32, 32)).write(tmp_path / "model")
+    write_proofs(folder, proof(dice=0.5))
+
+    refused = run("segment", study, "--out", tmp_path / "out", "--model", folder, "--json")
+
+    assert refused.exit_code == 4
+    error = json.loads(refused.stdout)["error"]
+    assert (error["code"], error["error"]) == ("UCSEG-E132", "AccuracyGateError")
+    assert "Dice of class 1 0.5000, at least 0.9995 needed" in error["message"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_gate_is_recorded_in_every_output(study: Path, tmp_path: Path) -> None:
+    folder = ModelPhantom(tile_shape=(16, 32, 32)).write(tmp_path / "model")
+    out = tmp_path / "out"
+
+    result = run("segment", study, "--out", out, "--model", folder, "--no-gate", "--json")
+
+    assert json.loads(result.stdout)["engine"]["reason"] == "the accuracy gate was skipped"
+    assert json.loads((out / "record.json").read_text())["identity"]["engine"]["proven"] is False
+    for name in ("segmentation.dcm", "uncertainty.dcm", "report.dcm"):
+        assert "no accuracy gate" in str(dcmread(out / name).SoftwareVersions), name
+
+
+def test_passed_gate_is_said_with_its_reason(study: Path, model: Path, tmp_path: Path) -> None:
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--json")
+
+    engine = json.loads(result.stdout)["engine"]
+    assert (engine["name"], engine["proven"], engine["reason"]) == (
+        "openvino",
+        True,
+        "passed the accuracy gate, 0.100 s a tile",
+    )
+    assert "gate" not in str(dcmread(tmp_path / "out" / "segmentation.dcm").SoftwareVersions)
 
 
 def test_segment_into_a_path_that_is_a_file_exits_with_6(study: Path, model: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from ucseg_runtime.model_folder import Model, load_model
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.segmentation import Segmentation
 
-OPTIONS = InferenceOptions(engine="openvino", precision="f32", threads=1)
+OPTIONS = InferenceOptions(engine="openvino", precision="f32", threads=1, gate=False)
 AXIAL = STRAIGHT[:, ::-1]
 SHAPE = (18, 44, 50)
 SPACING_MM = (3.3, 1.5, 1.2)
@@ -88,7 +88,7 @@ def test_threads_and_batch_size_do_not_change_the_result(model: Model, engine: E
     volume = volume_of(centred_geometry(SHAPE, SPACING_MM, AXIAL))
     results = []
     for threads, batch_size in ((1, 1), (2, 1), (1, 3), (2, 100)):
-        options = InferenceOptions(engine=engine, precision="f32", threads=threads, batch_size=batch_size)
+        options = InferenceOptions(engine=engine, precision="f32", threads=threads, batch_size=batch_size, gate=False)
         with open_backend(model, options) as backend:
             results.append(segment_volume(volume, model.manifest, backend, options))
     for result in results[1:]:
@@ -100,7 +100,7 @@ def test_engines_agree_on_every_voxel(model: Model) -> None:
     volume = volume_of(centred_geometry(SHAPE, SPACING_MM, AXIAL))
     label_maps = []
     for engine in ("openvino", "onnxruntime"):
-        options = InferenceOptions(engine=engine, precision="f32")
+        options = InferenceOptions(engine=engine, precision="f32", gate=False)
         with open_backend(model, options) as backend:
             result = segment_volume(volume, model.manifest, backend, options)
         assert result.engine.name == engine
@@ -112,7 +112,7 @@ def test_sigmoid_model_marks_the_bright_box_alone(tmp_path: Path) -> None:
     binary = ModelPhantom(centres=(0.0, 1.5), activation="sigmoid")
     model = load_model(binary.write(tmp_path / "binary"))
     geometry = centred_geometry(SHAPE, SPACING_MM, AXIAL)
-    options = InferenceOptions(engine="openvino", keep_probabilities=True)
+    options = InferenceOptions(engine="openvino", keep_probabilities=True, gate=False)
     with open_backend(model, options) as backend:
         result = segment_volume(volume_of(geometry), model.manifest, backend, options)
     inside = depth_mm(geometry, BOXES[1]) > BOUNDARY_MM

@@ -20,10 +20,12 @@ class BackendInfo:
     Attributes:
         engine: What computes; part of the identity of every output.
         batch_atol: Largest difference that splitting a batch can make to any value; 0 where tiles never meet.
+        reason: Why this engine and precision were chosen; empty where nothing was.
     """
 
     engine: EngineInfo
     batch_atol: float
+    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,14 +1,16 @@
-"""How many processor cores this process may really use."""
+"""The processor: its name, and how many of its cores this process may really use."""
 
 from __future__ import annotations
 
 import math
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _HIERARCHY = Path("/sys/fs/cgroup")
+_PROCESSORS = Path("/proc/cpuinfo")
 
 
 def usable_cores(membership: Path = _MEMBERSHIP, hierarchy: Path = _HIERARCHY) -> int:
@@ -26,6 +28,13 @@ def usable_cores(membership: Path = _MEMBERSHIP, hierarchy: Path = _HIERARCHY) -
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limits = [quota for group in _groups(membership, hierarchy) if (quota := _quota(group)) is not None]
     return max(1, min([cores, *(math.ceil(limit) for limit in limits)]))
+
+
+def processor_name() -> str:
+    """What the processor calls itself; ``unknown`` where the system does not say."""
+    lines = (line.partition(":") for line in _text(_PROCESSORS).splitlines())
+    named = (value.strip() for key, _, value in lines if key.strip() == "model name")
+    return next(named, "") or platform.processor() or "unknown"
 
 
 def _groups(membership: Path, hierarchy: Path) -> Iterator[Path]:

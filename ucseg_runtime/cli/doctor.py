@@ -13,19 +13,23 @@ from ucseg_runtime.cli.reporting import print_json, print_table, reported
 from ucseg_runtime.errors import EXIT_OK, BackendError, BackendUnavailableError, ModelError, UcsegError
 
 if TYPE_CHECKING:
+    from ucseg_runtime.backends.choice import Verdict
     from ucseg_runtime.selftest import SelfTestResult
 
 
 def doctor(as_json: JsonOption = False) -> None:
     """Say what this machine can run, and segment a phantom on every engine to check the answer."""
     with reported(as_json):
-        from ucseg_runtime.backends.registry import engine_status
+        from ucseg_runtime.backends.choice import verdicts
+        from ucseg_runtime.backends.engines import engine_status
         from ucseg_runtime.model_folder import available_models, load_model
         from ucseg_runtime.selftest import run_self_test
         from ucseg_runtime.version import __version__
 
         engines, checks = engine_status(), run_self_test()
-        models = {name: load_model(folder).digest for name, folder in available_models().items()}
+        loaded = {name: load_model(folder) for name, folder in available_models().items()}
+        models = {name: model.digest for name, model in loaded.items()}
+        gates = {name: verdicts(model) for name, model in loaded.items()}
         problem = _problem(checks, models)
         if as_json:
             print_json(
@@ -34,6 +38,7 @@ def doctor(as_json: JsonOption = False) -> None:
                     "engines": [asdict(engine) for engine in engines],
                     "self_test": [asdict(check) for check in checks],
                     "models": models,
+                    "accuracy_gate": {name: [asdict(item) for item in items] for name, items in gates.items()},
                     "passed": problem is None,
                     "error": problem.as_json() if problem else None,
                 }
@@ -48,9 +53,20 @@ def doctor(as_json: JsonOption = False) -> None:
                 "Self-test: a phantom with a known answer", ("engine", "precision", "result", "detail"), results
             )
             print_table("Models, every file verified", ("model", "digest"), [(n, d[:12]) for n, d in models.items()])
+            print_table(
+                "Accuracy gate; auto takes the fastest that passed",
+                ("model", "engine", "precision", "s per tile", "result"),
+                [_gate_row(name, verdict) for name, items in gates.items() for verdict in items],
+            )
         if problem is not None and not as_json:
             raise problem
         raise typer.Exit(problem.exit_code if problem else EXIT_OK)
+
+
+def _gate_row(model: str, verdict: Verdict) -> tuple[str, ...]:
+    time = "–" if verdict.seconds_per_tile is None else f"{verdict.seconds_per_tile:.3f}"
+    result = f"REFUSED: {verdict.objection}" if verdict.objection else "passed"
+    return model, f"{verdict.engine} {verdict.version}", verdict.precision, time, result
 
 
 def _problem(checks: Sequence[SelfTestResult], models: Mapping[str, str]) -> UcsegError | None:

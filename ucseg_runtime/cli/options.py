@@ -18,12 +18,17 @@ ModelOption = Annotated[
     typer.Option("--model", help="Model folder; the shipped demo model when not given.", show_default=False),
 ]
 EngineOption = Annotated[
-    EngineChoice, typer.Option("--engine", help="Engine that runs the network; auto takes the fastest installed.")
+    EngineChoice,
+    typer.Option("--engine", help="Engine that runs the network; auto takes the fastest that passed the gate."),
 ]
 PrecisionOption = Annotated[
     PrecisionChoice,
+    typer.Option("--precision", help="Arithmetic; auto takes the fastest that passed the accuracy gate for the model."),
+]
+GateOption = Annotated[
+    bool,
     typer.Option(
-        "--precision", help="Arithmetic; auto takes the model's default where the processor has it, else f32."
+        "--gate/--no-gate", help="Refuse engines that did not pass the accuracy gate; skipping it is recorded."
     ),
 ]
 SegTypeOption = Annotated[SegType, typer.Option("--seg-type", help="Encoding of the DICOM SEG.")]

@@ -11,6 +11,7 @@ import typer
 
 from ucseg_runtime.cli.options import (
     EngineOption,
+    GateOption,
     InputArgument,
     JsonOption,
     ModelOption,
@@ -35,6 +36,7 @@ def segment(
     model: ModelOption = None,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
+    gate: GateOption = True,
     seg_type: SegTypeOption = "binary",
     series: SeriesOption = None,
     nifti: NiftiOption = False,
@@ -44,7 +46,7 @@ def segment(
 ) -> None:
     """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out."""
     with reported(as_json):
-        inference = InferenceOptions(engine=engine, precision=precision, threads=threads)
+        inference = InferenceOptions(engine=engine, precision=precision, gate=gate, threads=threads)
         outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
         run_and_report(input, out, model, inference, outputs, series, as_json)
 
@@ -96,7 +98,7 @@ def _as_json(result: SeriesResult) -> dict[str, object]:
         "notes": list(result.series.notes),
         "rejected": [{"series_uid": r.series.series_uid, "code": r.code, "reason": r.reason} for r in result.rejected],
         "skipped": [asdict(item) for item in result.skipped],
-        "engine": asdict(result.engine),
+        "engine": {**asdict(result.engine), "reason": result.engine_reason},
         "measurements": [asdict(item) for item in result.measurements],
         "files": list(result.files),
         "seconds": result.seconds,

@@ -1,0 +1,54 @@
+"""The volumes on which engines are compared: prepared training cases, DICOM series, or the demo's chest CT."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ucseg_runtime.dicom.reader import read_volume
+from ucseg_runtime.dicom.selection import select_series, unusable_because
+from ucseg_runtime.dicom.series import scan
+from ucseg_runtime.errors import InputError
+from ucseg_runtime.packaged_data import write_demo_study
+from ucseg_runtime.volume import Volume
+from ucseg_training.data.case import load_case
+
+_DEMO_MODALITY = "CT"
+
+
+def volumes_to_compare_on(folder: Path | None, modality: str) -> Iterator[Volume]:
+    """Volumes one after the other, in a stable order.
+
+    Args:
+        folder: With prepared cases (NPZ), or with DICOM files, of which every series that fits is one volume; None: the
+            chest CT of the demo, which is fetched once.
+        modality: That the model was made for.
+
+    Raises:
+        InputError: The folder holds nothing of the kind, or something that cannot be read; or no folder was given and
+            the model is not made for CT.
+    """
+    if folder is not None:
+        yield from _prepared_cases(folder, modality) or _dicom_series(folder, modality)
+    elif modality == _DEMO_MODALITY:
+        with tempfile.TemporaryDirectory() as demo:
+            write_demo_study(Path(demo))
+            yield from _dicom_series(Path(demo), modality)
+    else:
+        raise InputError(
+            f"there are no {modality} volumes to compare engines on.", hint="Give a folder with some: --cases DIR."
+        )
+
+
+def _prepared_cases(folder: Path, modality: str) -> list[Volume]:
+    cases = (load_case(path) for path in sorted(folder.glob("*.npz")))
+    return [Volume(case.voxels, case.geometry, modality) for case in cases]
+
+
+def _dicom_series(folder: Path, modality: str) -> Iterator[Volume]:
+    found = scan(folder)
+    usable = [series for series in found.series if unusable_because(series, modality) is None]
+    # Where none is, choosing one says why.
+    for series in usable or [select_series(found, modality).chosen]:
+        yield read_volume(series)

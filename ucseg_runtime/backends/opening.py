@@ -1,0 +1,61 @@
+"""Opening a model on an engine of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ucseg_runtime.backends.base import Backend, BackendInfo
+from ucseg_runtime.backends.choice import Choice, choose, offered_precisions
+from ucseg_runtime.backends.cores import usable_cores
+from ucseg_runtime.backends.graphs import check_signature
+from ucseg_runtime.backends.local import LocalBackend, Session
+from ucseg_runtime.config import InferenceOptions
+from ucseg_runtime.errors import BackendUnavailableError
+from ucseg_runtime.manifest import GRAPH_OF_PRECISION, MERGED, STAGES
+from ucseg_runtime.model_folder import Model
+from ucseg_runtime.segmentation import EngineInfo
+
+
+@contextmanager
+def open_backend(model: Model, options: InferenceOptions, *, staged: bool = False) -> Iterator[Backend]:
+    """Open a model on an engine of this machine, for the length of a ``with`` block.
+
+    Args:
+        model: Verified model folder.
+        options: Engine, precision, threads and whether the accuracy gate counts.
+        staged: Whether to run the four stages one by one: slower, but the logits can be had.
+
+    Raises:
+        BackendUnavailableError: The engine is not installed, has not the precision that was asked for, or the model has
+            no graph in it.
+        AccuracyGateError: No engine that was asked for has passed the accuracy gate for this model.
+        BackendError: The engine cannot run the model.
+        ArtifactMismatchError: A graph has other tensors than the manifest says.
+    """
+    chosen = choose(model, options)
+    _require_graph(model, chosen, staged)
+    graphs = {key: key for key in STAGES} if staged else {MERGED: GRAPH_OF_PRECISION[chosen.precision]}
+    threads = options.threads or usable_cores()
+    sessions = {role: _session(chosen, model, role, artifact, threads) for role, artifact in graphs.items()}
+    engine = EngineInfo(chosen.name, chosen.engine.version, chosen.precision, "CPU", chosen.proven)
+    backend = LocalBackend(model.manifest, BackendInfo(engine, batch_atol=0.0, reason=chosen.reason), sessions)
+    try:
+        yield backend
+    finally:
+        backend.close()
+
+
+def _session(chosen: Choice, model: Model, role: str, artifact: str, threads: int) -> Session:
+    session = chosen.engine.open_session(model.graph(artifact), chosen.precision, threads)
+    check_signature(role, session.signature, model.manifest)
+    return session
+
+
+def _require_graph(model: Model, chosen: Choice, staged: bool) -> None:
+    if staged and GRAPH_OF_PRECISION[chosen.precision] != MERGED:
+        raise BackendUnavailableError(f"the stages have no {chosen.precision} graphs.", hint="Use --precision f32.")
+    if chosen.precision not in offered_precisions(model.manifest, (chosen.precision,)):
+        raise BackendUnavailableError(
+            f"the model has no {chosen.precision} graph.", hint="Make one: ucseg-export int8 MODEL_DIR."
+        )
