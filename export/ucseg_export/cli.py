@@ -31,6 +31,8 @@ _CASES = typer.Option("--cases", help="Folder of training cases (NPZ) to compare
 _COUNT = typer.Option("--tiles-per-set", min=1, help="Random tiles, phantom tiles, and most tiles per case.")
 _MODEL = typer.Argument(help="Model folder.")
 _VOLUMES = typer.Option("--cases", help="Folder with DICOM series or training cases (NPZ); for CT the demo's chest CT.")
+_CALIBRATION = typer.Option("--cases", help="Folder with DICOM series or training cases (NPZ) to calibrate on.")
+_TILES_PER_CASE = typer.Option("--tiles-per-case", min=1, help="Most tiles of each case to calibrate on.")
 _OVERWRITE = typer.Option("--overwrite", help="Replace a model folder that is there already.")
 _JSON = typer.Option("--json", help="One JSON object on standard output instead of a table.")
 
@@ -62,6 +64,22 @@ def onnx(
             print_json(_summary(manifest))
         else:
             _print_summary(manifest)
+
+
+@app.command()
+def int8(
+    model: Annotated[Path, _MODEL],
+    cases: Annotated[Path, _CALIBRATION],
+    tiles_per_case: Annotated[int, _TILES_PER_CASE] = 6,
+) -> None:
+    """Add a graph with 8-bit integers to a model folder, calibrated on real tiles; then prove the model again."""
+    with reported(as_json=False):
+        from ucseg_export.quantize import add_int8_graph
+        from ucseg_runtime.manifest import INT8_MERGED
+
+        manifest = add_int8_graph(model, cases, tiles_per_case)
+        artifact = manifest.artifacts[INT8_MERGED]
+        typer.echo(f"{artifact.file}: {artifact.size / 1e6:.2f} MB. Next: ucseg-export prove, or nothing serves it.")
 
 
 @app.command()

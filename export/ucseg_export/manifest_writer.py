@@ -99,7 +99,7 @@ def build_manifest(
         **fields,
         schema_version=SCHEMA_VERSION,
         parity=tuple(parity),
-        artifacts={key: _artifact(key, content) for key, content in graphs.items()},
+        artifacts={key: artifact_of(key, content) for key, content in graphs.items()},
     )
 
 
@@ -108,7 +108,8 @@ def manifest_json(manifest: Manifest) -> str:
     return json.dumps(manifest.model_dump(mode="json"), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _artifact(key: str, content: bytes) -> Artifact:
+def artifact_of(key: str, content: bytes) -> Artifact:
+    """How the manifest names a graph."""
     return Artifact(file=f"{key}.onnx", size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 

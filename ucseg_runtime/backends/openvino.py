@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.graphs import AnyShape, Signature
+from ucseg_runtime.backends.telemetry import without_telemetry
 from ucseg_runtime.errors import BackendError, BackendUnavailableError
 from ucseg_runtime.manifest import Precision
-
-_TELEMETRY = "openvino_telemetry"
 
 
 class OpenVinoEngine:
@@ -26,7 +23,7 @@ class OpenVinoEngine:
 
     def __init__(self) -> None:
         try:
-            with _without_telemetry():
+            with without_telemetry():
                 openvino = importlib.import_module("openvino")
             # Untyped: the wheel carries no type information.
             self._core: Any = openvino.Core()
@@ -42,9 +39,9 @@ class OpenVinoEngine:
         return importlib.metadata.version("openvino")
 
     def precisions(self) -> tuple[Precision, ...]:
-        """f32, and bf16 where the processor has it."""
+        """f32 and int8, and bf16 where the processor has it."""
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        return ("f32", "bf16") if "BF16" in capabilities else ("f32",)
+        return ("f32", "bf16", "int8") if "BF16" in capabilities else ("f32", "int8")
 
     def open_session(self, graph: bytes, precision: Precision, threads: int) -> OpenVinoSession:
         """Compile a graph for single tiles.
@@ -54,7 +51,8 @@ class OpenVinoEngine:
         """
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
+            # What an int8 graph has not quantised stays in f32.
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": str(threads),
         }
         try:
@@ -97,20 +95,3 @@ def _shapes(ports: list[Any]) -> dict[str, AnyShape]:
         port.get_any_name(): tuple(None if side.is_dynamic else side.get_length() for side in port.partial_shape)
         for port in ports
     }
-
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Make ``import openvino`` silent: openvino 2026.4 reports every import to a web service and marks the home folder.
-
-    While the block runs, the telemetry package cannot be imported, and OpenVINO then takes the stand-in that it carries
-    for this case. Remove when importing openvino no longer sends anything.
-    """
-    if _TELEMETRY in sys.modules:  # somebody else has chosen it; that is not ours to undo
-        yield
-        return
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # documented way to forbid an import
-    try:
-        yield
-    finally:
-        del sys.modules[_TELEMETRY]
