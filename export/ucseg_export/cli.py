@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -33,6 +33,12 @@ _MODEL = typer.Argument(help="Model folder.")
 _VOLUMES = typer.Option("--cases", help="Folder with DICOM series or training cases (NPZ); for CT the demo's chest CT.")
 _CALIBRATION = typer.Option("--cases", help="Folder with DICOM series or training cases (NPZ) to calibrate on.")
 _TILES_PER_CASE = typer.Option("--tiles-per-case", min=1, help="Most tiles of each case to calibrate on.")
+_ENGINE_PRECISION = typer.Option("--precision", help="fp16: convolutions in float16, what is sensitive in float32.")
+_MAX_BATCH = typer.Option("--max-batch", min=1, help="Most tiles of a call.")
+_CAPABILITY = typer.Option("--compute-capability", help="GPU to build for, such as 8.6, where there is none here.")
+_VERSION_COMPATIBLE = typer.Option("--version-compatible", help="Later releases may load the engines.")
+_HARDWARE_COMPATIBLE = typer.Option("--hardware-compatible", help="Later GPUs may run the engines.")
+_ENGINES = typer.Option("--out", help="Folder of all engines; one in the cache folder when not given.")
 _OVERWRITE = typer.Option("--overwrite", help="Replace a model folder that is there already.")
 _JSON = typer.Option("--json", help="One JSON object on standard output instead of a table.")
 
@@ -64,6 +70,43 @@ def onnx(
             print_json(_summary(manifest))
         else:
             _print_summary(manifest)
+
+
+@app.command()
+def tensorrt(
+    model: Annotated[Path, _MODEL],
+    precision: Annotated[Literal["fp32", "tf32", "fp16"], _ENGINE_PRECISION] = "fp16",
+    max_batch: Annotated[int, _MAX_BATCH] = 4,
+    compute_capability: Annotated[str | None, _CAPABILITY] = None,
+    version_compatible: Annotated[bool, _VERSION_COMPATIBLE] = False,
+    hardware_compatible: Annotated[bool, _HARDWARE_COMPATIBLE] = False,
+    out: Annotated[Path | None, _ENGINES] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Build TensorRT engines of the four stages and the merged graph."""
+    with reported(as_json):
+        from ucseg_export.to_tensorrt import BuildOptions, build_engines, load_builder, trtexec_line
+        from ucseg_runtime.model_folder import load_model
+        from ucseg_runtime.packaged_data import cache_folder
+
+        loaded, builder = load_model(model), load_builder()
+        options = BuildOptions(precision, max_batch, compute_capability, version_compatible, hardware_compatible)
+        folder, engines = build_engines(loaded, options, builder, out or cache_folder() / "engines")
+        lines = {key: trtexec_line(key, loaded.manifest, options) for key in engines}
+        if as_json:
+            found = {key: {"bytes": len(item.plan), "layers": dict(item.layers)} for key, item in engines.items()}
+            print_json({"folder": str(folder), "builder": builder.name, "engines": found, "trtexec": lines})
+            return
+        rows = [(key, f"{len(item.plan) / 1e6:.2f}", _convolutions(item.layers)) for key, item in engines.items()]
+        print_table(f"{builder.name} {builder.version}, {precision}", ("graph", "MB", "convolutions"), rows)
+        for line in lines.values():
+            typer.echo(line)
+        typer.echo(f"written to {folder}; these engines have never run on a GPU")
+
+
+def _convolutions(layers: Mapping[str, int]) -> str:
+    kinds = {key.partition(" ")[2]: count for key, count in layers.items() if key.startswith("CONVOLUTION")}
+    return ", ".join(f"{count} {precision}" for precision, count in kinds.items()) or "–"
 
 
 @app.command()

@@ -1,0 +1,150 @@
+"""Where engines that were built on site are kept: outside the model folder, under everything that they depend on.
+
+An engine is code for one GPU, made from one model by one release of one builder. It is loaded only if all of these and
+the digest of its file are those of the record beside it; nothing is rebuilt silently.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ucseg_runtime.errors import EngineMismatchError, OutputError
+from ucseg_runtime.json_text import json_text
+
+RECORD_NAME = "engines.json"
+
+_DIGEST_PREFIX = 16
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """What an engine depends on.
+
+    Attributes:
+        model_digest: SHA-256 of the manifest.
+        builder: ``tensorrt`` or ``tensorrt_rtx``.
+        version: Of the builder.
+        compute_capability: Of the GPU, such as ``8.6``.
+        precision: ``fp32``, ``tf32`` or ``fp16``.
+        max_batch: Most tiles of a call.
+    """
+
+    model_digest: str
+    builder: str
+    version: str
+    compute_capability: str
+    precision: str
+    max_batch: int
+
+    @property
+    def folder_name(self) -> str:
+        """A name that no other key has."""
+        parts = (
+            self.model_digest[:_DIGEST_PREFIX],
+            f"{self.builder}-{self.version}",
+            f"sm{self.compute_capability.replace('.', '')}",
+            self.precision,
+            f"batch{self.max_batch}",
+        )
+        return "_".join(parts)
+
+
+class _Record(BaseModel):
+    """The whole of ``engines.json``: the key, and what each file must be."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_digest: str
+    builder: str
+    version: str
+    compute_capability: str
+    precision: str
+    max_batch: int
+    sha256: dict[str, str]
+    layers: dict[str, dict[str, int]]
+
+
+def save_engines(
+    root: Path,
+    key: EngineKey,
+    plans: Mapping[str, bytes],
+    graphs: Mapping[str, bytes],
+    layers: Mapping[str, Mapping[str, int]],
+) -> Path:
+    """Write the engines of a model, all or none; earlier ones of the same key are replaced.
+
+    Args:
+        root: Folder of all engines.
+        key: What these depend on.
+        plans: Serialised engines by artifact key of the graph.
+        graphs: The ONNX files that they were built from, in the precision that they have.
+        layers: Number of layers by kind and precision, by artifact key; for people.
+
+    Returns:
+        Folder of these engines.
+
+    Raises:
+        OutputError: They cannot be written.
+    """
+    target = root / key.folder_name
+    digests = {name: hashlib.sha256(plan).hexdigest() for name, plan in plans.items()}
+    record = _Record(**vars(key), sha256=digests, layers={name: dict(counts) for name, counts in layers.items()})
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".building-") as folder:
+            complete = Path(folder) / "engines"
+            complete.mkdir()
+            for name, plan in plans.items():
+                (complete / f"{name}.plan").write_bytes(plan)
+                (complete / f"{name}.onnx").write_bytes(graphs[name])
+            (complete / RECORD_NAME).write_text(json_text(record.model_dump()) + "\n", encoding="utf-8")
+            if target.exists():
+                shutil.move(target, Path(folder) / "old")
+            complete.replace(target)
+    except OSError as error:
+        raise OutputError(
+            f"the engines cannot be written ({type(error).__name__}).", hint="Check space and permissions of --out."
+        ) from error
+    return target
+
+
+def load_engine_plan(root: Path, key: EngineKey, name: str) -> bytes:
+    """One serialised engine, verified.
+
+    Args:
+        root: Folder of all engines.
+        key: What the engine must have been built for.
+        name: Artifact key of the graph, such as ``merged``.
+
+    Raises:
+        EngineMismatchError: There is none for this key, or its record or digest says otherwise.
+    """
+    folder = root / key.folder_name
+    try:
+        record = _Record.model_validate(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8")))
+        plan = (folder / f"{name}.plan").read_bytes()
+    except FileNotFoundError as error:
+        raise EngineMismatchError(
+            f"there is no {key.builder} {key.version} engine of {name} for compute capability "
+            f"{key.compute_capability} in {key.precision}.",
+            hint="Build it: ucseg-export tensorrt MODEL_DIR.",
+        ) from error
+    except (OSError, ValidationError, json.JSONDecodeError) as error:
+        raise EngineMismatchError(
+            f"the record of the built engines cannot be read ({type(error).__name__}).", hint="Build them again."
+        ) from error
+    wrong = [field for field, value in vars(key).items() if getattr(record, field) != value]
+    if wrong or record.sha256.get(name) != hashlib.sha256(plan).hexdigest():
+        what = f"was built for another {', '.join(wrong)}" if wrong else "is not the file that its record names"
+        raise EngineMismatchError(
+            f"the engine of {name} {what}.", hint="Build it again: ucseg-export tensorrt MODEL_DIR."
+        )
+    return plan
