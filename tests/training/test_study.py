@@ -144,7 +144,8 @@ def _row(text: str, variant: str, number: int = 0) -> list[str]:
 def test_report_gives_mean_and_spread_over_the_seeds(tmp_path: Path) -> None:
     _, table, plot = write_report(NAMED, RESULTS, study_runs(40), tmp_path)
     text = table.read_text(encoding="utf-8")
-    assert "3 of 12 runs, 40 steps each" in text
+    assert "# Study: tiny, 40 steps" in text
+    assert "3 of 12 runs" in text
     assert _row(text, "supervised") == ["42,43", *["0.400±0.141"] * 4]
     assert _row(text, "uc_seg") == ["42", *["0.400"] * 4]
     assert _row(text, "supervised", 1) == ["0.300±0.141", "0.500±0.141"]
@@ -166,6 +167,7 @@ def test_results_of_another_length_are_not_mixed_in(tmp_path: Path) -> None:
     longer = replace(RESULTS[0], run=replace(RESULTS[0].run, steps=600))
     data, *_ = write_report(NAMED, [longer], study_runs(600), tmp_path)
     assert load_results(data) == [longer]
+    assert load_results(data.with_name(data.name.replace("-600", "-40"))), "the shorter study is still there"
 
 
 def test_report_of_nothing_is_refused_and_writes_nothing(tmp_path: Path) -> None:
@@ -247,11 +249,11 @@ def test_command_does_one_run_and_reports_it(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*arguments, "--report", str(tmp_path / "report")])
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "study-phantom.json",
-        "study-phantom.md",
-        "study-phantom.png",
+        "study-phantom-1.json",
+        "study-phantom-1.md",
+        "study-phantom-1.png",
     ]
-    (outcome,) = load_results(tmp_path / "report" / "study-phantom.json")
+    (outcome,) = load_results(tmp_path / "report" / "study-phantom-1.json")
     assert outcome.run == StudyRun("uc_seg", 42, 1)
     assert 0.0 <= outcome.mean("fused", ["object"]) <= 1.0
 

@@ -22,7 +22,7 @@ def write_report(study: Study, results: Sequence[RunResult], runs: Sequence[Stud
     Args:
         study: Of which study.
         results: Of the runs that are finished here.
-        runs: All runs; those that are not finished are counted.
+        runs: All runs, of one number of steps; those that are not finished are counted.
         out: Receives the files.
 
     Returns:
@@ -32,23 +32,24 @@ def write_report(study: Study, results: Sequence[RunResult], runs: Sequence[Stud
         TrainingError: No run is finished.
         OutputError: A file cannot be written.
     """
-    data, table, plot = (out / f"study-{study.name}{suffix}" for suffix in (".json", ".md", ".png"))
+    stem = f"study-{study.name}-{runs[0].steps}"
+    data, table, plot = (out / f"{stem}{suffix}" for suffix in (".json", ".md", ".png"))
     known = {result.run: result for result in (*load_results(data), *results)}
     kept = [known[run] for run in runs if run in known]
     if not kept:
         raise TrainingError("no run of the study is finished.", hint="Run `ucseg-train study` first.")
     save_results(kept, data)
-    table.write_text(_tables(study, kept, runs), encoding="utf-8")
+    table.write_text(_tables(study, kept, runs, plot.name), encoding="utf-8")
     _plot(study, kept, plot)
     return data, table, plot
 
 
-def _tables(study: Study, results: Sequence[RunResult], runs: Sequence[StudyRun]) -> str:
+def _tables(study: Study, results: Sequence[RunResult], runs: Sequence[StudyRun], plot: str) -> str:
     precisions = ", ".join(sorted({result.precision for result in results}))
     lines = [
-        f"# Study: {study.name}",
+        f"# Study: {study.name}, {runs[0].steps} steps",
         "",
-        f"{len(results)} of {len(runs)} runs, {runs[0].steps} steps each, trained in {precisions}.",
+        f"{len(results)} of {len(runs)} runs, trained in {precisions}.",
         f"Dice on the test data, mean over {', '.join(study.classes)}:",
         "mean ± standard deviation over the seeds. Written by `ucseg-train study`.",
         "",
@@ -66,7 +67,7 @@ def _tables(study: Study, results: Sequence[RunResult], runs: Sequence[StudyRun]
         for variant, group in groups.items():
             cells = [_spread([result.dice["fused"][name] for result in group]) for name in study.classes]
             lines.append(f"| {variant} | {' | '.join(cells)} |")
-    lines += ["", f"![Scores and losses](study-{study.name}.png)"]
+    lines += ["", f"![Scores and losses]({plot})"]
     return "\n".join(lines) + "\n"
 
 
