@@ -118,9 +118,8 @@ def resample_nearest(voxels: npt.NDArray[_Voxel], shape: tuple[int, int, int]) -
 
 def resample_to_model_grid(volume: Volume, spec: Preprocessing) -> tuple[Float32Array, VolumeGeometry, Orientation]:
     """Orient and resample, keeping modality units: float32 voxels, the model grid, and the turn that was made."""
-    as_acquired = spec.orientation == "acquired"
-    orientation = Orientation((0, 1, 2), ()) if as_acquired else orientation_to_lps(volume.geometry.direction)
-    grid = _model_grid_of(orientation.apply_to_geometry(volume.geometry), spec)
+    orientation = _orientation_of(volume.geometry, spec)
+    grid = _regridded(orientation.apply_to_geometry(volume.geometry), spec)
     source = orientation.apply(volume.voxels)
     if spec.interpolation == "nearest":
         resampled = resample_nearest(source, grid.shape).astype(np.float32)
@@ -151,7 +150,18 @@ def preprocess(volume: Volume, spec: Preprocessing) -> Prepared:
     )
 
 
-def _model_grid_of(oriented: VolumeGeometry, spec: Preprocessing) -> VolumeGeometry:
+def model_grid_of(geometry: VolumeGeometry, spec: Preprocessing) -> VolumeGeometry:
+    """The grid that `preprocess` brings a volume of this geometry to."""
+    return _regridded(_orientation_of(geometry, spec).apply_to_geometry(geometry), spec)
+
+
+def _orientation_of(geometry: VolumeGeometry, spec: Preprocessing) -> Orientation:
+    if spec.orientation == "acquired":
+        return Orientation((0, 1, 2), ())
+    return orientation_to_lps(geometry.direction)
+
+
+def _regridded(oriented: VolumeGeometry, spec: Preprocessing) -> VolumeGeometry:
     if spec.plane_shape is not None:
         return oriented.regridded((oriented.shape[0], *spec.plane_shape))
     assert spec.spacing_mm is not None  # noqa: S101  (the manifest has one of the two)

@@ -124,6 +124,23 @@ def test_segment_with_a_changed_model_exits_with_4(study: Path, tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
+def test_plan_predicts_the_tiles_that_a_run_has(study: Path, model: Path, tmp_path: Path) -> None:
+    planned = json.loads(run("plan", study, "--model", model, "--json").stdout)
+    seen = run("segment", study, "--out", tmp_path / "out", "--model", model).stderr
+
+    assert f"tiles: {planned['tiles']} of {planned['tiles']}" in seen
+    assert planned["network_seconds"] == pytest.approx(0.1 * planned["tiles"])
+    assert planned["source_shape"] == list(PHANTOM.shape)
+    assert planned["engine"]["name"] == "openvino"
+    assert "peak memory" in run("plan", study, "--model", model).stdout
+
+
+def test_plan_without_gate_knows_no_time(study: Path, model: Path) -> None:
+    planned = json.loads(run("plan", study, "--model", model, "--no-gate", "--json").stdout)
+    assert planned["network_seconds"] is None
+    assert "not known" in run("plan", study, "--model", model, "--no-gate").stdout
+
+
 def test_segment_with_an_engine_that_failed_the_gate_exits_with_4(study: Path, tmp_path: Path) -> None:
     folder = ModelPhantom(tile_shape=(16, 32, 32)).write(tmp_path / "model")
     write_proofs(folder, proof(dice=0.5))

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 import ucseg_export.export_model as module
 from tests.export.conftest import Exported
 from tests.export.test_parity import with_changed_weight
-from ucseg_export.cli import app
+from ucseg_export.cli.app import app
 from ucseg_export.export_model import ExportRequest, export_model, write_model_folder
 from ucseg_export.manifest_writer import build_manifest
 from ucseg_export.parity_tiles import random_tiles

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from tests.model_phantom import ModelPhantom, replace_artifact
 from tests.phantoms import CtPhantom, write_ct_series
-from ucseg_export.cli import app
+from ucseg_export.cli.app import app
 from ucseg_export.prove_cases import volumes_to_compare_on
 from ucseg_runtime.accuracy_gate import PROOFS_NAME
 from ucseg_runtime.backends import open_backend

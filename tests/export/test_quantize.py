@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from tests.export.conftest import Exported
 from tests.volume_phantom import STRAIGHT, centred_geometry
-from ucseg_export.cli import app
+from ucseg_export.cli.app import app
 from ucseg_export.export_model import write_model_folder
 from ucseg_export.manifest_writer import build_manifest
 from ucseg_export.quantize import quantised

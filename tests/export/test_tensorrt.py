@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.export.conftest import PLANAR, Exported, description, trained_like
 from tests.model_phantom import ModelPhantom
-from ucseg_export.cli import app
+from ucseg_export.cli.app import app
 from ucseg_export.half_precision import with_half_convolutions
 from ucseg_export.to_onnx import onnx_graphs
 from ucseg_export.to_tensorrt import BuildOptions, EnginePrecision, build_engine, load_builder, trtexec_line

@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ucseg_export.cli import app as export_app
+from ucseg_export.cli.app import app as export_app
 from ucseg_runtime.model_folder import load_model
 from ucseg_training.checkpoint import load_checkpoint
 from ucseg_training.cli.app import app

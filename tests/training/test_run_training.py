@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from tests.training_phantom import tiny_model_spec
-from ucseg_export.cli import app as export_app
+from ucseg_export.cli.app import app as export_app
 from ucseg_runtime.errors import InputError
 from ucseg_runtime.model_folder import load_model
 from ucseg_training.checkpoint import load_checkpoint, load_training_state

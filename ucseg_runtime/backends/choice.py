@@ -24,6 +24,7 @@ class Choice:
         precision: That it will compute in.
         proven: Whether it passed the accuracy gate for the model.
         reason: Why this one, for people.
+        seconds_per_tile: Measured when it was compared with the reference; None without the gate.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Choice:
     precision: Precision
     proven: bool
     reason: str
+    seconds_per_tile: float | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def choose(model: Model, options: InferenceOptions) -> Choice:
         refusal = _refusal(model, name, engine, proof.precision)
         if not refusal:
             reason = f"passed the accuracy gate, {proof.seconds_per_tile:.3f} s a tile"
-            return Choice(name, engine, proof.precision, True, "; ".join([reason, *refusals]))
+            reasons = "; ".join([reason, *refusals])
+            return Choice(name, engine, proof.precision, True, reasons, proof.seconds_per_tile)
         refusals.append(f"{name} {engine.version} {proof.precision} refused: {refusal}")
     spec = model.manifest
     raise AccuracyGateError(

@@ -11,6 +11,7 @@ from ucseg_runtime.cli.demo import demo
 from ucseg_runtime.cli.doctor import doctor
 from ucseg_runtime.cli.inspect_input import inspect
 from ucseg_runtime.cli.models import models
+from ucseg_runtime.cli.plan import plan
 from ucseg_runtime.cli.segment import segment
 from ucseg_runtime.version import __version__
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(segment)
 app.command()(inspect)
+app.command()(plan)
 app.command()(models)
 app.command()(doctor)
 app.command()(demo)

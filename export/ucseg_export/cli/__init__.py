@@ -1,0 +1,1 @@
+"""``ucseg-export``: parsing and printing only."""

@@ -1,0 +1,66 @@
+"""``ucseg-export tensorrt``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ucseg_export.cli.options import (
+    CapabilityOption,
+    EnginePrecisionOption,
+    EnginesOption,
+    MaxBatchOption,
+    ModelArgument,
+)
+from ucseg_runtime.cli.options import JsonOption
+from ucseg_runtime.cli.reporting import print_json, print_table, reported
+
+if TYPE_CHECKING:
+    from ucseg_export.to_tensorrt import Builder, BuildOptions, BuiltEngine
+
+_VERSION_COMPATIBLE = typer.Option("--version-compatible", help="Later releases may load the engines.")
+_HARDWARE_COMPATIBLE = typer.Option("--hardware-compatible", help="Later GPUs may run the engines.")
+
+
+def tensorrt(
+    model: ModelArgument,
+    precision: EnginePrecisionOption = "fp16",
+    max_batch: MaxBatchOption = 4,
+    compute_capability: CapabilityOption = None,
+    version_compatible: Annotated[bool, _VERSION_COMPATIBLE] = False,
+    hardware_compatible: Annotated[bool, _HARDWARE_COMPATIBLE] = False,
+    out: EnginesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build TensorRT engines of the four stages and the merged graph."""
+    with reported(as_json):
+        from ucseg_export.to_tensorrt import BuildOptions, build_engines, load_builder, trtexec_line
+        from ucseg_runtime.model_folder import load_model
+        from ucseg_runtime.packaged_data import cache_folder
+
+        loaded, builder = load_model(model), load_builder()
+        options = BuildOptions(precision, max_batch, compute_capability, version_compatible, hardware_compatible)
+        folder, engines = build_engines(loaded, options, builder, out or cache_folder() / "engines")
+        lines = {key: trtexec_line(key, loaded.manifest, options) for key in engines}
+        if as_json:
+            found = {key: {"bytes": len(item.plan), "layers": dict(item.layers)} for key, item in engines.items()}
+            print_json({"folder": str(folder), "builder": builder.name, "engines": found, "trtexec": lines})
+            return
+        print_engines(folder, engines, options, builder)
+        for line in lines.values():
+            typer.echo(line)
+
+
+def print_engines(folder: Path, engines: Mapping[str, BuiltEngine], options: BuildOptions, builder: Builder) -> None:
+    """A table of what was built."""
+    rows = [(key, f"{len(item.plan) / 1e6:.2f}", _convolutions(item.layers)) for key, item in engines.items()]
+    print_table(f"{builder.name} {builder.version}, {options.precision}", ("graph", "MB", "convolutions"), rows)
+    typer.echo(f"written to {folder}; these engines have never run on a GPU")
+
+
+def _convolutions(layers: Mapping[str, int]) -> str:
+    kinds = {key.partition(" ")[2]: count for key, count in layers.items() if key.startswith("CONVOLUTION")}
+    return ", ".join(f"{count} {precision}" for precision, count in kinds.items()) or "–"

@@ -1,0 +1,66 @@
+"""``ucseg plan``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from ucseg_runtime.cli.options import (
+    EngineOption,
+    GateOption,
+    InputArgument,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    SegTypeOption,
+    SeriesOption,
+)
+from ucseg_runtime.cli.reporting import print_json, print_table, reported
+from ucseg_runtime.config import InferenceOptions, OutputOptions
+
+if TYPE_CHECKING:
+    from ucseg_runtime.planning import RunPlan
+
+
+def plan(
+    input: InputArgument,  # noqa: A002  (the word on the command line)
+    model: ModelOption = None,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    gate: GateOption = True,
+    seg_type: SegTypeOption = "binary",
+    series: SeriesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which series, engine, tiles, time and memory a run would take. Reads headers only."""
+    with reported(as_json):
+        from ucseg_runtime.backends.choice import choose
+        from ucseg_runtime.dicom.selection import select_series
+        from ucseg_runtime.dicom.series import scan
+        from ucseg_runtime.dicom.stacking import volume_geometry
+        from ucseg_runtime.model_folder import default_model_folder, load_model
+        from ucseg_runtime.planning import plan_run
+
+        loaded = load_model(model or default_model_folder())
+        chosen = select_series(scan(input), loaded.manifest.modality, series).chosen
+        choice = choose(loaded, InferenceOptions(engine=engine, precision=precision, gate=gate))
+        outputs = OutputOptions(seg_type=seg_type)
+        found = plan_run(volume_geometry(chosen), loaded.manifest, outputs, choice.seconds_per_tile)
+        if as_json:
+            decided = {"name": choice.name, "precision": choice.precision, "reason": choice.reason}
+            print_json({"series_uid": chosen.series_uid, "engine": decided, **asdict(found)})
+        else:
+            engine_rows = [("engine", f"{choice.name} {choice.precision}"), ("why", choice.reason)]
+            print_table(chosen.name, ("what", "predicted"), [*engine_rows, *_rows(found)])
+
+
+def _rows(found: RunPlan) -> list[tuple[str, str]]:
+    network = "not known" if found.network_seconds is None else f"{found.network_seconds:.1f} s"
+    return [
+        ("source grid", " x ".join(map(str, found.source_shape))),
+        ("model grid", " x ".join(map(str, found.model_shape))),
+        ("tiles", str(found.tiles)),
+        ("network", network),
+        ("everything else", f"{found.other_seconds:.1f} s"),
+        ("peak memory", f"{found.peak_memory_mb:.0f} MB"),
+    ]
