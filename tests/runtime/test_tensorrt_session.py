@@ -1,0 +1,63 @@
+"""TensorRT's session: what can be said without a GPU, and what a machine with one has to show."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+
+from ucseg_runtime.backends.cuda import Stream, cuda_devices
+from ucseg_runtime.backends.engines import load_engine
+from ucseg_runtime.backends.tensorrt_engine import TensorRtSession
+from ucseg_runtime.errors import BackendError, BackendUnavailableError
+from ucseg_runtime.model_folder import default_model_folder, load_model
+
+HAVE_GPU = cuda_devices() > 0
+needs_gpu = pytest.mark.skipif(not HAVE_GPU, reason="this machine has no GPU")
+
+
+def test_missing_bindings_are_named_with_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    with pytest.raises(BackendUnavailableError, match=r"pip install 'ucseg\[tensorrt\]'"):
+        Stream()
+    assert cuda_devices() == 0
+
+
+@pytest.mark.parametrize(("builder", "extra"), [("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")])
+def test_missing_tensorrt_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch, builder: str, extra: str) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx_bindings", None)
+    with pytest.raises(BackendUnavailableError, match=rf"pip install 'ucseg\[{extra}\]'"):
+        TensorRtSession(b"plan", builder)
+
+
+@pytest.mark.skipif(HAVE_GPU, reason="this machine has a GPU")
+def test_machine_without_a_gpu_is_a_clear_error() -> None:
+    pytest.importorskip("cuda.bindings.runtime")
+    with pytest.raises(BackendError, match="cudaSetDevice failed on the GPU: cuda"):
+        Stream()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("precision", "atol"), [("fp32", 1e-3), ("tf32", 2e-2), ("fp16", 3e-2)])
+def test_engine_computes_what_onnx_runtime_computes(precision: str, atol: float) -> None:
+    to_tensorrt = pytest.importorskip("ucseg_export.to_tensorrt")
+    builder = to_tensorrt.load_builder()
+    model = load_model(default_model_folder())
+    built = to_tensorrt.build_engine(
+        model.graph("merged"), "merged", model.manifest, to_tensorrt.BuildOptions(precision=precision), builder
+    )
+    reference = load_engine("onnxruntime").open_session(model.graph("merged"), "f32", 0)
+    session = TensorRtSession(built.plan, builder.name)
+    try:
+        assert session.signature == reference.signature
+        rng = np.random.default_rng(0)
+        for _ in range(3):  # the replayed graph reads new tiles
+            tile = {"IMAGE": rng.standard_normal((1, 1, *model.manifest.tiling.tile_shape), dtype=np.float32)}
+            found, expected = session.run(tile), reference.run(tile)
+            for name in expected:
+                np.testing.assert_allclose(found[name], expected[name], atol=atol)
+    finally:
+        session.close()
