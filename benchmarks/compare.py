@@ -6,9 +6,10 @@ Contenders: ucseg on every engine and precision asked for; MONAI's sliding windo
 ``--with compile`` around torch.compile; nnU-Net's predictor driving the same networks, where nnunetv2 is installed; and
 upstream's window protocol (strides 18, 18, 4) on one crop, scaled by the number of windows. Every run is a process of
 its own; runs take turns, so that what else the machine does hits all alike. ``ratios`` are medians divided by the
-median of the first ucseg row; ``dice`` compares the masks of every contender with those of MONAI around torch eager
-and of nnU-Net's predictor, label by label. Where tiles do not fit a volume exactly, ucseg and nnU-Net spread them evenly
-and MONAI moves the last one back, which alone changes masks a little; the crop of ``full`` is one where all three agree.
+median of the first ucseg row; ``dice`` compares the masks of every contender, label by label, with those of
+MONAI around torch eager and of nnU-Net's predictor. Where tiles do not fit a volume exactly, ucseg and nnU-Net spread
+them evenly and MONAI moves the last one back; the crop of ``full`` has one plan for all. nnU-Net adds up in half
+precision, which shows in masks of random weights.
 
 Besides a SEG, ucseg writes uncertainty, measurements and a picture, and checks all of it; the others write a SEG.
 """
@@ -133,12 +134,13 @@ def run_upstream(request: Json, folder: Path) -> Json:
     }
 
 
-def _monai(net: object, spec: object, compiled: bool) -> tuple[_Window, list[int]]:
+# Any: a network and a description of packages that a contender imports for itself.
+def _monai(net: Any, spec: Any, compiled: bool) -> tuple[_Window, list[int]]:
     import torch
     from monai.inferers.utils import sliding_window_inference
 
-    predictor = torch.compile(net) if compiled else net  # type: ignore[call-overload]  # a module
-    shape = spec.tiling.tile_shape  # type: ignore[attr-defined]
+    predictor = torch.compile(net) if compiled else net
+    shape = spec.tiling.tile_shape
     seen: list[int] = []
 
     def counted(tiles: torch.Tensor) -> torch.Tensor:
@@ -155,7 +157,7 @@ def _monai(net: object, spec: object, compiled: bool) -> tuple[_Window, list[int
             shape,
             1,
             counted,
-            overlap=spec.tiling.overlap,  # type: ignore[attr-defined]
+            overlap=spec.tiling.overlap,
             mode="gaussian",
             sigma_scale=_SIGMA_SCALE,
             cval=float(voxels.min()),
@@ -165,7 +167,7 @@ def _monai(net: object, spec: object, compiled: bool) -> tuple[_Window, list[int
     return window, seen
 
 
-def _nnunet(net: object, spec: object) -> tuple[_Window, list[int]]:
+def _nnunet(net: Any, spec: Any) -> tuple[_Window, list[int]]:
     """Its predictor around our module, with stand-ins for the plans and labels that it would read from a training."""
     from types import SimpleNamespace
 
@@ -173,17 +175,17 @@ def _nnunet(net: object, spec: object) -> tuple[_Window, list[int]]:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     seen: list[int] = []
-    net.register_forward_pre_hook(lambda module, tiles: seen.append(len(tiles[0])))  # type: ignore[attr-defined]
+    net.register_forward_pre_hook(lambda module, tiles: seen.append(len(tiles[0])))
     predictor = nnUNetPredictor(
-        tile_step_size=1.0 - spec.tiling.overlap,  # type: ignore[attr-defined]
+        tile_step_size=1.0 - spec.tiling.overlap,
         use_mirroring=False,
         perform_everything_on_device=False,
         device=torch.device("cpu"),
         allow_tqdm=False,
     )
     predictor.network = net
-    predictor.configuration_manager = SimpleNamespace(patch_size=spec.tiling.tile_shape)  # type: ignore[attr-defined]
-    predictor.label_manager = SimpleNamespace(num_segmentation_heads=spec.probability_channels)  # type: ignore[attr-defined]
+    predictor.configuration_manager = SimpleNamespace(patch_size=spec.tiling.tile_shape)
+    predictor.label_manager = SimpleNamespace(num_segmentation_heads=spec.probability_channels)
 
     def window(voxels: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = predictor.predict_sliding_window_return_logits(voxels[0])
@@ -192,7 +194,6 @@ def _nnunet(net: object, spec: object) -> tuple[_Window, list[int]]:
     return window, seen
 
 
-# Any: networks and arrays of packages that a contender imports for itself.
 _WINDOWS: dict[str, Callable[..., tuple[_Window, list[int]]]] = {
     BY_HAND: lambda net, spec: _monai(net, spec, compiled=False),
     COMPILED: lambda net, spec: _monai(net, spec, compiled=True),
@@ -217,9 +218,13 @@ def _labels_of_seg(seg: Path, study: Path) -> object:
     stored = pydicom.dcmread(seg)
     labels = np.zeros((len(order), stored.Rows, stored.Columns), dtype=np.uint8)
     frames = stored.pixel_array.reshape(-1, stored.Rows, stored.Columns)
+    shared = stored.SharedFunctionalGroupsSequence[0]
     for frame, place in zip(frames, stored.PerFrameFunctionalGroupsSequence, strict=True):
         source = place.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
-        labels[index[source]][frame > 0] = place.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        # Where there is one segment, all frames share its number.
+        segment = place if "SegmentIdentificationSequence" in place else shared
+        number = segment.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        labels[index[source]][frame > 0] = number
     return labels
 
 
@@ -244,7 +249,6 @@ def foreground_voxels(labels: Path) -> int:
 
 def summarise(rows: Sequence[Json], n: int, labels: Path) -> list[Json]:
     """Medians, ratios and agreement of every contender that ran."""
-    first = next((row for row in rows if row["runs"]), None)
     summary = []
     for row in rows:
         if not row["runs"]:
@@ -261,11 +265,11 @@ def summarise(rows: Sequence[Json], n: int, labels: Path) -> list[Json]:
         entry["seconds"] = {name: spread(values) for name, values in figures.items()}
         entry["peak_memory_mb"] = spread([run["peak_memory_mb"] for run in row["runs"]], 0)
         row["medians"] = {name: value["median"] for name, value in entry["seconds"].items()}
-        assert first is not None  # noqa: S101  (this row ran)
+        base = rows[0].get("medians", {})  # of ucseg; empty where it failed
         entry["ratios"] = {
-            name: round(row["medians"][name] / first["medians"][name], 2)
+            name: round(row["medians"][name] / base[name], 2)
             for name in ("total", "network", "without start-up")
-            if name in row["medians"] and name in first["medians"]
+            if name in row["medians"] and name in base
         }
         summary.append(entry | _agreement(row["name"], labels))
     return summary
