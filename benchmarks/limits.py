@@ -83,8 +83,6 @@ def stage_rows(
                 "share_of_gemm": round(counted.operations / median / limits["gemm"][precision], 3),
                 "floor_ms": round(floor * 1e3, 2),
                 "share_of_floor": round(floor / median, 3),
-                "memory_bound": round(counted.bytes_moved(width) / limits["bandwidth"], 5)
-                > round(counted.operations / limits["gemm"][precision], 5),
             }
         )
     return rows
@@ -123,7 +121,7 @@ def main() -> None:
     torch.set_num_threads(usable_cores())
     engine = OpenVinoEngine()
     rates = {precision: gemm_rates(engine, precision, chosen.n) for precision in engine.precisions()}
-    limits = {
+    limits: Json = {
         "gemm": {precision: max(found.values()) for precision, found in rates.items()},
         "bandwidth": triad_rate(chosen.n),
     }

@@ -43,9 +43,15 @@ class Operator:
 
 @dataclass(frozen=True)
 class Count:
-    """What one run of a graph costs at least."""
+    """What one run of a graph costs at least.
+
+    Attributes:
+        operators: Its counted nodes.
+        ports: Numbers in its inputs and outputs, which cross memory even where nothing is counted.
+    """
 
     operators: tuple[Operator, ...]
+    ports: int
 
     @property
     def operations(self) -> int:
@@ -53,16 +59,17 @@ class Count:
         return sum(item.operations for item in self.operators)
 
     def bytes_moved(self, bytes_per_number: int) -> int:
-        """Weights, inputs and outputs of every counted operator, each once."""
-        return sum(item.weights + item.activations for item in self.operators) * bytes_per_number
+        """Weights, inputs and outputs of every counted operator, each once; at least those of the graph."""
+        return max(self.ports, sum(item.weights + item.activations for item in self.operators)) * bytes_per_number
 
     def weight_bytes(self, bytes_per_number: int) -> int:
         """Weights of every counted operator."""
         return sum(item.weights for item in self.operators) * bytes_per_number
 
     def floor_s(self, operations_per_s: float, bytes_per_s: float, bytes_per_number: int) -> float:
-        """Sum of the floors of all operators: the roofline bound of the graph, in s."""
-        return sum(item.floor_s(operations_per_s, bytes_per_s, bytes_per_number) for item in self.operators)
+        """Sum of the floors of all operators, at least that of the ports: the roofline bound of the graph, in s."""
+        floors = sum(item.floor_s(operations_per_s, bytes_per_s, bytes_per_number) for item in self.operators)
+        return max(floors, self.ports * bytes_per_number / bytes_per_s)
 
 
 def count(graph: bytes, tiles: int = 1) -> Count:
@@ -86,7 +93,8 @@ def count(graph: bytes, tiles: int = 1) -> Count:
     shapes = {item.name: _shape(item) for item in (*model.graph.input, *model.graph.value_info, *model.graph.output)}
     shapes |= constants
     counted = [node for node in model.graph.node if node.op_type in _OPERATIONS]
-    return Count(tuple(_operator(node, shapes, constants.keys()) for node in counted))
+    ports = sum(math.prod(shapes[item.name]) for item in (*model.graph.input, *model.graph.output))
+    return Count(tuple(_operator(node, shapes, constants.keys()) for node in counted), ports)
 
 
 def _operator(node: NodeProto, shapes: dict[str, _Shape], constants: Iterable[str]) -> Operator:

@@ -52,3 +52,11 @@ def test_floor_is_the_slower_of_arithmetic_and_memory() -> None:
 
     assert found.floor_s(operations, moved * 10.0, 4) == pytest.approx(1.0)
     assert found.floor_s(operations * 10.0, moved, 4) == pytest.approx(1.0)
+
+
+def test_graph_without_arithmetic_still_moves_its_inputs_and_outputs() -> None:
+    found = count(graph("Add", ["n", 7, 5], [5], ["n", 7, 5]))
+
+    assert found.operations == 0
+    assert found.bytes_moved(4) == 4 * 2 * 7 * 5
+    assert found.floor_s(1.0, 4.0 * 2 * 7 * 5, 4) == pytest.approx(1.0)
