@@ -86,7 +86,10 @@ def to_network(image: SimpleITK.Image, spec: ModelSpec) -> Tensor:
 def to_labels(probabilities: Tensor, image: SimpleITK.Image, spec: ModelSpec) -> Labels:
     """Averages to labels on the source grid, cleaned up as the model asks for."""
     size = image.GetSize()[::-1]
-    scores = nn.functional.interpolate(probabilities, size=size, mode="trilinear", align_corners=False)[0]
+    if any(new < old for new, old in zip(size, probabilities.shape[2:], strict=True)):
+        scores = torch.stack([_resized(channel, list(size)) for channel in probabilities[0]])
+    else:  # nothing shrinks: the same values in one call
+        scores = nn.functional.interpolate(probabilities, size=size, mode="trilinear", align_corners=False)[0]
     labels = (scores[0] > 0.5 if spec.activation == "sigmoid" else scores.argmax(dim=0)).numpy().astype(np.uint8)
     voxel_ml = float(np.prod(image.GetSpacing())) / 1000.0
     for label in spec.postprocessing.largest_component:
