@@ -13,18 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from measuring import Json, answer, child_request, environment, peak_memory_mb, run_child, seconds_of
 from ucseg_training.demo_model import TRIO
 from ucseg_training.method.config import Method, MethodConfig
 from ucseg_training.method.losses import Readout, hard_parts, supervised_parts
@@ -47,16 +42,10 @@ SIZES = {
 
 def median_seconds(work: Callable[[], object], n: int) -> float:
     """Median wall time of `work`, after one run that does not count."""
-    work()
-    seconds = []
-    for _ in range(n):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+    return statistics.median(seconds_of(work, n))
 
 
-def measure(size: str, n: int, bf16: bool) -> dict[str, object]:
+def measure(size: str, n: int, bf16: bool) -> Json:
     """Figures of one size in this process."""
     torch.manual_seed(0)
     trio = SIZES[size]
@@ -88,7 +77,7 @@ def measure(size: str, n: int, bf16: bool) -> dict[str, object]:
         "steps_per_second": round(1.0 / seconds["step"], 4),
         "losses_share_of_step": round(1.0 - seconds["networks"] / seconds["step"], 3),
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mb": round(peak_memory_mb()),
     }
 
 
@@ -137,30 +126,25 @@ def _terms(net: DualNet, config: MethodConfig, images: Tensor, unlabelled: Tenso
 
 def main() -> None:
     """Measure every size asked for and print one JSON document."""
+    if request := child_request():
+        if request["threads"]:
+            torch.set_num_threads(request["threads"])
+        answer(measure(request["size"], request["n"], request["precision"] == "bf16"))
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", action="append", choices=list(SIZES), help="may be repeated; default slim")
     parser.add_argument("--n", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--bf16", action="store_true")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    if arguments.one:
-        size, precision = arguments.one.split(":")
-        print(json.dumps(measure(size, arguments.n, precision == "bf16")))
-        return
     precisions = ["f32", "bf16"] if arguments.bf16 or computes_in_bfloat16() else ["f32"]
-    command = [sys.executable, str(Path(__file__)), "--n", str(arguments.n), "--threads", str(arguments.threads)]
-    rows = []
-    for size in arguments.size or ["slim"]:
-        for precision in precisions:
-            done = subprocess.run(
-                [*command, "--one", f"{size}:{precision}"], capture_output=True, text=True, check=True
-            )
-            rows.append(json.loads(done.stdout))
-    machine = {"processor": platform.processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    print(json.dumps({"machine": machine, "n": arguments.n, "rows": rows}, indent=2))
+    rows = [
+        run_child(__file__, {"size": size, "precision": precision, "n": arguments.n, "threads": arguments.threads})
+        for size in arguments.size or ["slim"]
+        for precision in precisions
+    ]
+    machine = environment(("torch",)) | {"threads": arguments.threads or torch.get_num_threads()}
+    print(json.dumps({"environment": machine, "n": arguments.n, "rows": rows}, indent=2))
 
 
 if __name__ == "__main__":
