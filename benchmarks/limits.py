@@ -120,7 +120,8 @@ def main() -> None:
     machine = environment(("ucseg", "openvino", "torch", "onnx", "numpy"))
     torch.set_num_threads(usable_cores())
     engine = OpenVinoEngine()
-    rates = {precision: gemm_rates(engine, precision, chosen.n) for precision in engine.precisions()}
+    precisions = [precision for precision in engine.precisions() if precision in _DTYPES]
+    rates = {precision: gemm_rates(engine, precision, chosen.n) for precision in precisions}
     limits: Json = {
         "gemm": {precision: max(found.values()) for precision, found in rates.items()},
         "bandwidth": triad_rate(chosen.n),
@@ -129,7 +130,7 @@ def main() -> None:
     for size in chosen.size or SIZES:
         with tempfile.TemporaryDirectory() as folder:
             model = load_model(write_subject(size, Path(folder)).model)
-            for precision in engine.precisions():
+            for precision in precisions:
                 rows += stage_rows(size, model, engine, precision, limits, chosen.n)
     gflops = {p: {name: round(rate / 1e9) for name, rate in found.items()} for p, found in rates.items()}
     measured = {"gemm_gflop_per_s": gflops, "triad_gb_per_s": round(limits["bandwidth"] / 1e9, 1)}
