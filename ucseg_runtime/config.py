@@ -20,7 +20,7 @@ class InferenceOptions:
         precision: Arithmetic of the network; ``auto`` takes the fastest that passed the gate.
         gate: Whether engines that did not pass the accuracy gate for this model are refused; without it ``auto`` means
             the first engine that is installed, in f32, and every output says that the gate was skipped.
-        batch_size: Tiles per call of the engine, at least 1.
+        batch_size: Tiles per call of the engine; 0 means as many as it computes at the same time.
         threads: Threads of the engine; 0 means every core that this process may use.
         keep_probabilities: Whether the probabilities of every class are returned on the source grid.
     """
@@ -28,7 +28,7 @@ class InferenceOptions:
     engine: EngineChoice = "auto"
     precision: PrecisionChoice = "auto"
     gate: bool = True
-    batch_size: int = 1
+    batch_size: int = 0
     threads: int = 0
     keep_probabilities: bool = False
 

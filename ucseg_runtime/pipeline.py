@@ -45,7 +45,7 @@ def segment_volume(
     plan = plan_tiles(prepared.spatial_shape, spec.tiling)
     canvas = Stitcher(plan, spec.probability_channels)
     done = 0
-    for batch in plan.batches(options.batch_size):
+    for batch in plan.batches(options.batch_size or backend.info.parallel_tiles):
         canvas.add(batch, backend.infer(prepared.read(batch)))
         done += len(batch)
         if progress is not None:

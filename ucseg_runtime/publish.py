@@ -12,8 +12,8 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -92,13 +92,8 @@ def staged_results(folder: Path, overwrite: bool, needed_bytes: int = 0) -> Iter
         OutputError: See `check_output_folder`; or the operating system failed while results were written.
     """
     check_output_folder(folder, overwrite, needed_bytes)
-    with _reported_as_output_error():
-        made = _make_folders(folder)
-        try:
-            with _staging_folder(folder) as hidden:
-                yield Staging(folder, hidden, overwrite)
-        finally:
-            _remove_if_empty(made)
+    with _reported_as_output_error(), _made_folders(folder), _staging_folder(folder) as hidden:
+        yield Staging(folder, hidden, overwrite)
 
 
 class Staging:
@@ -203,32 +198,40 @@ def _check_space(existing: Path, needed_bytes: int) -> None:
         )
 
 
-def _make_folders(folder: Path) -> list[Path]:
-    """Create a folder with its parents; the ones that were missing, innermost first."""
+@contextmanager
+def _made_folders(folder: Path) -> Iterator[None]:
+    """A folder with its parents; those that were missing and are empty in the end are gone again."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(mode=0o700, exist_ok=True)
-    return missing
+    try:  # before the first one is made: a signal can come at any time
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+        yield
+    finally:
+        _remove_if_empty(missing)
 
 
 def _remove_if_empty(folders: list[Path]) -> None:
+    """Innermost first, up to the first one that holds something."""
     for folder in folders:
-        if any(folder.iterdir()):
-            return
-        folder.rmdir()
+        if folder.is_dir():
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()
 
 
 @contextmanager
 def _staging_folder(folder: Path) -> Iterator[Path]:
     """A hidden folder that no other run touches, because it stays locked while it is in use."""
+    hidden = folder / f"{_STAGING_PREFIX}{secrets.token_hex(8)}"
     with ExitStack() as stack:
-        with _locked(folder):  # or a sweep could take the new folder for an abandoned one before it is locked
-            hidden = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=folder))  # mode 0700
-            stack.enter_context(_locked(hidden))
-        try:
+        try:  # before the folder is made: a signal can come at any time
+            with _locked(folder):  # or a sweep could take the new folder for an abandoned one before it is locked
+                hidden.mkdir(mode=0o700)
+                stack.enter_context(_locked(hidden))
             yield hidden
         finally:
-            shutil.rmtree(hidden)
+            if hidden.is_dir():
+                shutil.rmtree(hidden)
 
 
 def _sweep(folder: Path) -> None:

@@ -149,7 +149,7 @@ def _proof(backend: TimedBackend, cases: tuple[CaseFigures, ...], reference: str
         processor=processor_name(),
         ucseg_version=__version__,
         reference=reference,
-        seconds_per_tile=round(statistics.median(backend.seconds_per_call), 4),
+        seconds_per_tile=round(statistics.median(backend.seconds_per_tile), 4),
         cases=tuple(case.model_copy(update={"case": f"{case.case} of {len(cases)}"}) for case in cases),
     )
 

@@ -33,9 +33,10 @@ class Case:
     precision: PrecisionChoice
     staged: bool
     atol: float
+    threads: int = 1
 
     def open(self, model: Model) -> Backend:
-        options = InferenceOptions(engine=self.engine, precision=self.precision, threads=1, gate=False)
+        options = InferenceOptions(engine=self.engine, precision=self.precision, threads=self.threads, gate=False)
         return open_backend(model, options, staged=self.staged)
 
 
@@ -47,6 +48,8 @@ BF16_ATOL = 3e-2
 CASES = [
     pytest.param(Case("openvino", "f32", False, F32_ATOL), id="openvino f32 merged"),
     pytest.param(Case("openvino", "f32", True, F32_ATOL), id="openvino f32 staged"),
+    pytest.param(Case("openvino", "f32", False, F32_ATOL, threads=2), id="openvino f32 merged, two tiles at once"),
+    pytest.param(Case("openvino", "f32", True, F32_ATOL, threads=2), id="openvino f32 staged, two tiles at once"),
     pytest.param(
         Case("openvino", "bf16", False, BF16_ATOL),
         id="openvino bf16 merged",
@@ -175,6 +178,10 @@ def test_info_says_what_really_computes(backend: Backend, case: Case) -> None:
     engine = backend.info.engine
     assert (engine.name, engine.precision, engine.device) == (case.engine, case.precision, "CPU")
     assert engine.version[0].isdigit()
+
+
+def test_as_many_tiles_run_at_once_as_the_engine_likes(backend: Backend, case: Case) -> None:
+    assert backend.info.parallel_tiles == (2 if case.engine == "openvino" and case.threads > 1 else 1)
 
 
 def test_closed_backend_is_refused(case: Case, model: Model, tiles: np.ndarray) -> None:

@@ -490,3 +490,21 @@ def test_staging_folder_that_its_run_removes_meanwhile_is_no_failure(
         check_output_folder(tmp_path, overwrite=True)
 
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("made", ["out", "out/.ucseg-staging-"])
+def test_signal_right_after_a_folder_was_made_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    make = Path.mkdir
+
+    def make_and_be_stopped(path: Path, *arguments: object, **options: object) -> None:
+        make(path, *arguments, **options)  # type: ignore[arg-type]
+        if str(path.relative_to(tmp_path)).startswith(made):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "mkdir", make_and_be_stopped)
+    with pytest.raises(KeyboardInterrupt), staged_results(tmp_path / "out", overwrite=False):
+        pytest.fail("a run went on after it was stopped")
+
+    assert list(tmp_path.iterdir()) == []

@@ -21,11 +21,13 @@ class BackendInfo:
         engine: What computes; part of the identity of every output.
         batch_atol: Largest difference that splitting a batch can make to any value; 0 where tiles never meet.
         reason: Why this engine and precision were chosen; empty where nothing was.
+        parallel_tiles: Tiles that are computed at the same time; a batch should have as many.
     """
 
     engine: EngineInfo
     batch_atol: float
     reason: str = ""
+    parallel_tiles: int = 1
 
 
 @dataclass(frozen=True, eq=False)

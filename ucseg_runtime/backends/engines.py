@@ -27,8 +27,12 @@ class Engine(Protocol):
         """Arithmetic that this processor offers with it."""
         ...
 
-    def open_session(self, graph: bytes, precision: Precision, threads: int) -> Session:
-        """Make a graph ready to run; raises BackendError."""
+    def parallel_tiles(self, threads: int) -> int:
+        """Tiles that are best computed at the same time with so many threads in all, at least 1."""
+        ...
+
+    def open_session(self, graph: bytes, precision: Precision, threads: int, parallel_tiles: int = 1) -> Session:
+        """Make a graph ready to run, with sessions of their own for tiles at the same time; raises BackendError."""
         ...
 
 

@@ -49,7 +49,13 @@ class OnnxRuntimeEngine:
         """F32 alone: its CPU kernels have no other floating-point arithmetic for these graphs."""
         return ("f32",)
 
-    def open_session(self, graph: bytes, precision: Precision, threads: int) -> OnnxRuntimeSession:
+    def parallel_tiles(self, threads: int) -> int:
+        """One: its threads belong to the session, and tiles at the same time would fight for them."""
+        return 1
+
+    def open_session(
+        self, graph: bytes, precision: Precision, threads: int, parallel_tiles: int = 1
+    ) -> OnnxRuntimeSession:
         """Prepare a graph.
 
         Raises:
@@ -78,6 +84,10 @@ class OnnxRuntimeSession:
     def signature(self) -> Signature:
         """See `Session.signature`."""
         return self._signature
+
+    def another(self) -> OnnxRuntimeSession:
+        """See `Session.another`: results are new arrays with every call, and calls may overlap."""
+        return OnnxRuntimeSession(self._session, self._failures)
 
     def run(self, tensors: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """See `Session.run`."""

@@ -37,17 +37,19 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
     _require_graph(model, chosen, staged)
     graphs = {key: key for key in STAGES} if staged else {MERGED: GRAPH_OF_PRECISION[chosen.precision]}
     threads = options.threads or usable_cores()
-    sessions = {role: _session(chosen, model, role, artifact, threads) for role, artifact in graphs.items()}
+    parallel = chosen.engine.parallel_tiles(threads)
+    sessions = {role: _session(chosen, model, role, artifact, threads, parallel) for role, artifact in graphs.items()}
     engine = EngineInfo(chosen.name, chosen.engine.version, chosen.precision, "CPU", chosen.proven)
-    backend = LocalBackend(model.manifest, BackendInfo(engine, batch_atol=0.0, reason=chosen.reason), sessions)
+    info = BackendInfo(engine, batch_atol=0.0, reason=chosen.reason, parallel_tiles=parallel)
+    backend = LocalBackend(model.manifest, info, sessions)
     try:
         yield backend
     finally:
         backend.close()
 
 
-def _session(chosen: Choice, model: Model, role: str, artifact: str, threads: int) -> Session:
-    session = chosen.engine.open_session(model.graph(artifact), chosen.precision, threads)
+def _session(chosen: Choice, model: Model, role: str, artifact: str, threads: int, parallel_tiles: int) -> Session:
+    session = chosen.engine.open_session(model.graph(artifact), chosen.precision, threads, parallel_tiles)
     check_signature(role, session.signature, model.manifest)
     return session
 

@@ -13,6 +13,8 @@ from ucseg_runtime.backends.telemetry import without_telemetry
 from ucseg_runtime.errors import BackendError, BackendUnavailableError
 from ucseg_runtime.manifest import Precision
 
+_MOST_PARALLEL_TILES = 2
+
 
 class OpenVinoEngine:
     """Loads OpenVINO; opening the engine compiles nothing.
@@ -43,14 +45,21 @@ class OpenVinoEngine:
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return ("f32", "bf16", "int8") if "BF16" in capabilities else ("f32", "int8")
 
-    def open_session(self, graph: bytes, precision: Precision, threads: int) -> OpenVinoSession:
-        """Compile a graph for single tiles.
+    def parallel_tiles(self, threads: int) -> int:
+        """Two where there are two cores or more; each more would cost the memory of its activations."""
+        return min(threads, _MOST_PARALLEL_TILES)
+
+    def open_session(
+        self, graph: bytes, precision: Precision, threads: int, parallel_tiles: int = 1
+    ) -> OpenVinoSession:
+        """Compile a graph for single tiles, so many of them at the same time.
 
         Raises:
             BackendError: The graph cannot be read or compiled.
         """
         settings = {
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": "LATENCY" if parallel_tiles == 1 else "THROUGHPUT",
+            "NUM_STREAMS": str(parallel_tiles),
             # What an int8 graph has not quantised stays in f32.
             "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": str(threads),
@@ -59,7 +68,7 @@ class OpenVinoEngine:
             model = self._core.read_model(graph)
             signature = Signature(_shapes(model.inputs), _shapes(model.outputs))
             model.reshape({name: _one_tile(shape) for name, shape in signature.inputs.items()})
-            return OpenVinoSession(self._core.compile_model(model, "CPU", settings).create_infer_request(), signature)
+            return OpenVinoSession(self._core.compile_model(model, "CPU", settings), signature)
         except (RuntimeError, TypeError, ValueError) as error:
             raise BackendError("openvino cannot compile a graph of the model.") from error
 
@@ -67,14 +76,19 @@ class OpenVinoEngine:
 class OpenVinoSession:
     """One compiled graph with its own buffers."""
 
-    def __init__(self, request: Any, signature: Signature) -> None:  # noqa: ANN401  # untyped package
-        self._request = request
+    def __init__(self, compiled: Any, signature: Signature) -> None:  # noqa: ANN401  # untyped package
+        self._compiled = compiled
+        self._request = compiled.create_infer_request()
         self._signature = signature
 
     @property
     def signature(self) -> Signature:
         """See `Session.signature`."""
         return self._signature
+
+    def another(self) -> OpenVinoSession:
+        """See `Session.another`."""
+        return OpenVinoSession(self._compiled, self._signature)
 
     def run(self, tensors: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
         """See `Session.run`. The results are views of the engine's buffers, which the next call overwrites."""

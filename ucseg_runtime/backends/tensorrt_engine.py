@@ -34,6 +34,7 @@ class TensorRtSession:
 
     def __init__(self, plan: bytes, builder: str, device: int = 0) -> None:
         package = _load(builder)
+        self._plan, self._builder, self._device = plan, builder, device
         self._stream = Stream(device)
         try:
             self._prepare(package, plan)
@@ -45,6 +46,10 @@ class TensorRtSession:
     def signature(self) -> Signature:
         """See `Session.signature`."""
         return self._signature
+
+    def another(self) -> TensorRtSession:
+        """See `Session.another`."""
+        return TensorRtSession(self._plan, self._builder, self._device)
 
     def close(self) -> None:
         """Give the memory of host and device back."""

@@ -13,12 +13,14 @@ class TimedBackend:
 
     Attributes:
         seconds_per_call: Wall time of every call so far.
+        seconds_per_tile: The same, shared among the tiles of the call.
         tiles: Tiles so far.
     """
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.seconds_per_call: list[float] = []
+        self.seconds_per_tile: list[float] = []
         self.tiles = 0
 
     @property
@@ -36,5 +38,6 @@ class TimedBackend:
         started = time.perf_counter()
         output = self._backend.infer(tiles, with_logits=with_logits)
         self.seconds_per_call.append(time.perf_counter() - started)
+        self.seconds_per_tile.append(self.seconds_per_call[-1] / len(tiles))
         self.tiles += len(tiles)
         return output

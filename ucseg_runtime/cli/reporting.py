@@ -85,7 +85,7 @@ def tile_progress(quiet: bool) -> Iterator[Callable[[int, int], None]]:
         with _bar() as update:
             yield update
     else:
-        yield _quarter_lines
+        yield _quarter_lines()
 
 
 @contextmanager
@@ -99,9 +99,16 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _quarter_lines(done: int, total: int) -> None:
-    if done == total or 4 * done // total > 4 * (done - 1) // total:
-        typer.echo(f"tiles: {done} of {total}", err=True)
+def _quarter_lines() -> Callable[[int, int], None]:
+    shown = 0
+
+    def update(done: int, total: int) -> None:
+        nonlocal shown
+        if 4 * done // total > shown:
+            shown = 4 * done // total
+            typer.echo(f"tiles: {done} of {total}", err=True)
+
+    return update
 
 
 def _print_error(report: Mapping[str, object], line: str, as_json: bool) -> None:
