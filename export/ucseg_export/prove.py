@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
@@ -112,11 +111,13 @@ def write_proofs(model: Model, proofs: Iterable[EngineProof]) -> Proofs:
     together = model.proofs
     for proof in proofs:
         together = together.with_proof(proof)
+    part = model.folder / f".{PROOFS_NAME}.part"
     try:
-        with tempfile.NamedTemporaryFile("w", dir=model.folder, encoding="utf-8", delete=False) as part:
-            part.write(together.as_json())
-        os.chmod(part.name, 0o644)
-        os.replace(part.name, model.folder / PROOFS_NAME)
+        try:
+            part.write_text(together.as_json(), encoding="utf-8")
+            os.replace(part, model.folder / PROOFS_NAME)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"{PROOFS_NAME} of the model folder cannot be written ({type(error).__name__}).",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ucseg_runtime.dicom.reader import read_volume
@@ -30,7 +30,8 @@ def volumes_to_compare_on(folder: Path | None, modality: str) -> Iterator[Volume
             the model is not made for CT.
     """
     if folder is not None:
-        yield from _prepared_cases(folder, modality) or _dicom_series(folder, modality)
+        prepared = sorted(folder.glob("*.npz"))
+        yield from _prepared_cases(prepared, modality) if prepared else _dicom_series(folder, modality)
     elif modality == _DEMO_MODALITY:
         with tempfile.TemporaryDirectory() as demo:
             write_demo_study(Path(demo))
@@ -41,9 +42,10 @@ def volumes_to_compare_on(folder: Path | None, modality: str) -> Iterator[Volume
         )
 
 
-def _prepared_cases(folder: Path, modality: str) -> list[Volume]:
-    cases = (load_case(path) for path in sorted(folder.glob("*.npz")))
-    return [Volume(case.voxels, case.geometry, modality) for case in cases]
+def _prepared_cases(paths: Sequence[Path], modality: str) -> Iterator[Volume]:
+    for path in paths:
+        case = load_case(path)
+        yield Volume(case.voxels, case.geometry, modality)
 
 
 def _dicom_series(folder: Path, modality: str) -> Iterator[Volume]:

@@ -117,6 +117,20 @@ def test_proofs_of_other_engines_are_kept(folder: Path, study: Path) -> None:
     assert [item.engine for item in load_model(folder).proofs.engines] == ["openvino", "onnxruntime"]
 
 
+def test_proofs_that_cannot_be_written_leave_no_part_of_a_file(
+    folder: Path, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ucseg_export.prove.os.replace", fail)
+    before = sorted(folder.iterdir())
+    result = prove(folder, study, "--precision", "f32")
+    assert result.exit_code == 6
+    assert "proofs.json of the model folder cannot be written" in result.stderr
+    assert sorted(folder.iterdir()) == before
+
+
 def test_engine_that_is_not_there_is_named(folder: Path, study: Path) -> None:
     result = prove(folder, study, "--engine", "onnxruntime", "--precision", "bf16")
     assert result.exit_code == 5

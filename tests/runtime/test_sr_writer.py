@@ -11,10 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
 
 from tests.phantoms import OBLIQUE, CtPhantom
 from tests.results import CLASSES, IDENTITY, conformance, nothing_found, segmentation_of, sources_of
+from ucseg_runtime.config import SegType
 from ucseg_runtime.dicom.pmap_writer import write_pmap
 from ucseg_runtime.dicom.seg_writer import write_seg
 from ucseg_runtime.dicom.sr_writer import write_sr
@@ -27,9 +29,11 @@ PRIVATE_CODE = "Unrecognized defined term <99UCSEG> for value 1 of attribute <Co
 PHANTOM = CtPhantom()
 
 
-def write_report(folder: Path, segmentation: Segmentation, phantom: CtPhantom = PHANTOM) -> FileDataset:
+def write_report(
+    folder: Path, segmentation: Segmentation, phantom: CtPhantom = PHANTOM, seg_type: SegType = "binary"
+) -> FileDataset:
     sources = sources_of(phantom)
-    seg = write_seg(folder / "seg.dcm", segmentation, sources, IDENTITY)
+    seg = write_seg(folder / "seg.dcm", segmentation, sources, IDENTITY, seg_type)
     pmap = write_pmap(folder / "pm.dcm", segmentation, sources, IDENTITY)
     return write_sr(folder / "sr.dcm", segmentation, measure(segmentation), sources, IDENTITY, seg, pmap)
 
@@ -201,6 +205,22 @@ def test_dciodvfy_finds_no_error_and_warns_only_of_the_private_code(
     uses = 1 + sum(item.voxels > 0 for item in measure(segmentation))
     assert not report.errors
     assert report.warnings == Counter({PRIVATE_CODE: uses})
+
+
+@pytest.mark.parametrize("seg_type", ["binary", "labelmap", "fractional"])
+def test_report_on_every_kind_of_segmentation_conforms_and_leads_to_its_segments(
+    tmp_path: Path, seg_type: SegType
+) -> None:
+    segmentation = segmentation_of(PHANTOM)
+    report = write_report(tmp_path, segmentation, seg_type=seg_type)
+
+    assert not conformance(tmp_path / "sr.dcm").errors
+    described = dcmread(tmp_path / "seg.dcm").SegmentSequence
+    segments = {item.TrackingUID: item.SegmentNumber for item in described if "TrackingUID" in item}  # not background
+    for group, item in zip(groups_of(report), segmentation.classes, strict=True):
+        assert segments[item_named(group, "Tracking Unique Identifier").UID] == item.label
+        reference = item_named(group, "Referenced Segment").ReferencedSOPSequence[0]
+        assert reference.get("ReferencedSegmentNumber") == (None if seg_type == "labelmap" else item.label)
 
 
 @pytest.mark.skipif(find_spec("dcmqi") is None, reason="needs the package dcmqi")

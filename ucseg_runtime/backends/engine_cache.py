@@ -62,12 +62,7 @@ class _Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model_digest: str
-    builder: str
-    version: str
-    compute_capability: str
-    precision: str
-    max_batch: int
+    key: EngineKey
     sha256: dict[str, str]
     layers: dict[str, dict[str, int]]
 
@@ -96,7 +91,7 @@ def save_engines(
     """
     target = root / key.folder_name
     digests = {name: hashlib.sha256(plan).hexdigest() for name, plan in plans.items()}
-    record = _Record(**vars(key), sha256=digests, layers={name: dict(counts) for name, counts in layers.items()})
+    record = _Record(key=key, sha256=digests, layers={name: dict(counts) for name, counts in layers.items()})
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".building-") as folder:
@@ -141,7 +136,7 @@ def load_engine_plan(root: Path, key: EngineKey, name: str) -> bytes:
         raise EngineMismatchError(
             f"the record of the built engines cannot be read ({type(error).__name__}).", hint="Build them again."
         ) from error
-    wrong = [field for field, value in vars(key).items() if getattr(record, field) != value]
+    wrong = [field for field, value in vars(key).items() if getattr(record.key, field) != value]
     if wrong or record.sha256.get(name) != hashlib.sha256(plan).hexdigest():
         what = f"was built for another {', '.join(wrong)}" if wrong else "is not the file that its record names"
         raise EngineMismatchError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,10 @@ class TensorRtSession:
     def __init__(self, plan: bytes, builder: str, device: int = 0) -> None:
         package = _load(builder)
         self._plan, self._builder, self._device = plan, builder, device
-        self._stream = Stream(device)
-        try:
+        with ExitStack() as undo:
+            self._stream = undo.enter_context(Stream(device))
             self._prepare(package, plan)
-        except BaseException:
-            self._stream.close()
-            raise
+            undo.pop_all()  # what is ready stays open until `close`
 
     @property
     def signature(self) -> Signature:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from highdicom import sr
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import SegmentationStorage
 
 from ucseg_runtime.dicom import codes
 from ucseg_runtime.dicom.derived_object import building, finish, read_header, reading_back, save
@@ -128,18 +129,13 @@ def _report(
 def _group(
     references: _References, item: SegmentClass, measurement: SegmentMeasurement
 ) -> sr.VolumetricROIMeasurementsAndQualitativeEvaluations:
-    segmentation, side = references.segmentation, codes.laterality(item)
+    side = codes.laterality(item)
     site = sr.FindingSite(anatomic_location=codes.concept(item.type), laterality=side)
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
             uid=references.study.uids.of_segment(item.label), identifier=codes.long_string(item.name)
         ),
-        referenced_segment=sr.ReferencedSegment(
-            sop_class_uid=segmentation.SOPClassUID,
-            sop_instance_uid=segmentation.SOPInstanceUID,
-            segment_number=item.label,
-            source_series=sr.SourceSeriesForSegmentation(references.study.frames[0].SeriesInstanceUID),
-        ),
+        referenced_segment=_segment_reference(references, item.label),
         finding_category=codes.concept(item.category),
         finding_type=codes.concept(item.type),
         finding_sites=None if side is None else [site],
@@ -149,6 +145,22 @@ def _group(
             sr.QualitativeEvaluation(codes.PRESENCE, codes.PRESENT if measurement.voxels else codes.ABSENT)
         ],
     )
+
+
+def _segment_reference(references: _References, label: int) -> sr.ReferencedSegment:
+    """Points to one segment; in a label map to the object, whose segment has the tracking UID of the group.
+
+    Source: DICOM PS3.3 C.18.4, Referenced Segment Number, which is for objects of the Segmentation class alone.
+    """
+    reference = sr.ReferencedSegment(
+        sop_class_uid=references.segmentation.SOPClassUID,
+        sop_instance_uid=references.segmentation.SOPInstanceUID,
+        segment_number=label,
+        source_series=sr.SourceSeriesForSegmentation(references.study.frames[0].SeriesInstanceUID),
+    )
+    if references.segmentation.SOPClassUID != SegmentationStorage:
+        del reference[0].ReferencedSOPSequence[0].ReferencedSegmentNumber
+    return reference
 
 
 def _algorithm(identity: RunIdentity) -> sr.AlgorithmIdentification:
