@@ -35,9 +35,9 @@ from ucseg_export.stages import SubnetStage, UpgStage, inference_stages
 from ucseg_export.to_onnx import Exporter, exported_stages
 from ucseg_runtime.backends.cores import usable_cores
 from ucseg_runtime.backends.graphs import GRAPHS, IMAGE
-from ucseg_runtime.backends.local import Session
 from ucseg_runtime.backends.onnx_runtime import OnnxRuntimeEngine
 from ucseg_runtime.backends.openvino import OpenVinoEngine
+from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.manifest import MERGED, ModelSpec
 from ucseg_training.checkpoint import load_checkpoint
 from ucseg_training.demo_model import TRIO
@@ -103,7 +103,7 @@ def measure(
 ) -> dict[str, object]:
     """Time, memory and differences of one graph on one engine, measured in this process."""
     package = OpenVinoEngine() if engine == "openvino" else OnnxRuntimeEngine()
-    session = package.open_session(graph, precision, usable_cores())  # type: ignore[arg-type]  # one of ENGINES
+    session = package.open_session(GraphFile("merged", graph), SessionSettings(precision, usable_cores()))  # type: ignore[arg-type]  # one of ENGINES
     before = peak_memory_mb(reset=True)
     seconds = []
     for _ in range(runs):

@@ -28,6 +28,7 @@ from ucseg_export.stages import tensor_shape
 from ucseg_runtime.backends.cores import usable_cores
 from ucseg_runtime.backends.graphs import GRAPHS
 from ucseg_runtime.backends.openvino import OpenVinoEngine
+from ucseg_runtime.backends.session import GraphFile, SessionSettings
 from ucseg_runtime.manifest import Precision
 from ucseg_runtime.model_folder import Model, load_model
 
@@ -42,7 +43,7 @@ def gemm_rates(engine: OpenVinoEngine, precision: Precision, n: int) -> dict[str
     """Operations per second of a square matrix product, the fastest of `n` runs, by what computed it."""
     dtype, threads = _DTYPES[precision], usable_cores()
     a, b, out = (torch.ones(_SIDE, _SIDE, dtype=dtype) for _ in range(3))
-    session = engine.open_session(_product_graph(), precision, threads)
+    session = engine.open_session(GraphFile("product", _product_graph()), SessionSettings(precision, threads))
     tensors = {"x": np.ones((1, _SIDE, _SIDE), dtype=np.float32)}
     seconds = {
         "torch": min(seconds_of(lambda: torch.mm(a, b, out=out), n)),
@@ -65,7 +66,7 @@ def stage_rows(
     random = np.random.default_rng(0)
     for key, graph in GRAPHS.items():
         content, counted = model.graph(key), count(model.graph(key))
-        session = engine.open_session(content, precision, usable_cores())
+        session = engine.open_session(GraphFile(key, content), SessionSettings(precision, usable_cores()))
         shapes = {name: (1, *tensor_shape(name, CONFIGS[size])) for name in graph.inputs}
         tensors = {name: random.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
         seconds = seconds_of(lambda session=session, tensors=tensors: session.run(tensors), n)  # type: ignore[misc]

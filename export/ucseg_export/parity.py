@@ -23,9 +23,9 @@ from ucseg_runtime.backends.graphs import (
     UNCERTAINTY,
     check_signature,
 )
-from ucseg_runtime.backends.local import Session
 from ucseg_runtime.backends.onnx_runtime import OnnxRuntimeEngine
 from ucseg_runtime.backends.openvino import OpenVinoEngine
+from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.errors import AccuracyGateError
 from ucseg_runtime.manifest import Manifest, ParityRow
 from ucseg_training.nets import DualNet, uncertainty
@@ -83,7 +83,7 @@ def parity_rows(
     rows = []
     for key, graph in graphs.items():
         for named in engines:
-            session = named.engine.open_session(graph, "f32", usable_cores())
+            session = named.engine.open_session(GraphFile(key, graph), SessionSettings("f32", usable_cores()))
             check_signature(key, session.signature, manifest)
             rows += [
                 ParityRow(

@@ -9,6 +9,7 @@ import pytest
 
 from ucseg_runtime.backends.cuda import Stream, cuda_devices
 from ucseg_runtime.backends.engines import load_engine
+from ucseg_runtime.backends.session import GraphFile, SessionSettings
 from ucseg_runtime.backends.tensorrt_engine import TensorRtSession
 from ucseg_runtime.errors import BackendError, BackendUnavailableError
 from ucseg_runtime.model_folder import default_model_folder, load_model
@@ -49,7 +50,9 @@ def test_engine_computes_what_onnx_runtime_computes(precision: str, atol: float)
     built = to_tensorrt.build_engine(
         model.graph("merged"), "merged", model.manifest, to_tensorrt.BuildOptions(precision=precision), builder
     )
-    reference = load_engine("onnxruntime").open_session(model.graph("merged"), "f32", 0)
+    reference = load_engine("onnxruntime").open_session(
+        GraphFile("merged", model.graph("merged")), SessionSettings("f32", 1)
+    )
     session = TensorRtSession(built.plan, builder.name)
     try:
         assert session.signature == reference.signature

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ucseg_runtime.backends.local import Session
 from ucseg_runtime.backends.onnx_runtime import OnnxRuntimeEngine
 from ucseg_runtime.backends.openvino import OpenVinoEngine
+from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.config import EngineName
 from ucseg_runtime.errors import BackendUnavailableError
 from ucseg_runtime.manifest import Precision
@@ -23,16 +23,21 @@ class Engine(Protocol):
         """Version of the package."""
         ...
 
+    @property
+    def device(self) -> str:
+        """What it computes on, such as ``CPU``; part of the identity of every output."""
+        ...
+
     def precisions(self) -> tuple[Precision, ...]:
-        """Arithmetic that this processor offers with it."""
+        """Arithmetic that this device offers with it."""
         ...
 
     def parallel_tiles(self, threads: int) -> int:
         """Tiles that are best computed at the same time with so many threads in all, at least 1."""
         ...
 
-    def open_session(self, graph: bytes, precision: Precision, threads: int, parallel_tiles: int = 1) -> Session:
-        """Make a graph ready to run, with sessions of their own for tiles at the same time; raises BackendError."""
+    def open_session(self, graph: GraphFile, settings: SessionSettings) -> Session:
+        """Make a graph ready to run; raises BackendError."""
         ...
 
 

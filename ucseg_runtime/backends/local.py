@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Protocol
 
 import numpy as np
 
@@ -17,40 +16,13 @@ from ucseg_runtime.backends.graphs import (
     LOGITS_B,
     PROBABILITIES,
     UNCERTAINTY,
-    Signature,
     channels_of,
 )
+from ucseg_runtime.backends.session import Session
 from ucseg_runtime.errors import BackendError
 from ucseg_runtime.manifest import MERGED, ModelSpec
 
 _LOGITS = (LOGITS_A, LOGITS_B, FUSED_LOGITS)
-
-
-class Session(Protocol):
-    """One graph, ready to run on one engine."""
-
-    @property
-    def signature(self) -> Signature:
-        """The tensors that the graph takes and gives."""
-        ...
-
-    def another(self) -> Session:
-        """A session of the same graph that may run at the same time, with buffers of its own."""
-        ...
-
-    def run(self, tensors: Mapping[str, Float32Array]) -> Mapping[str, Float32Array]:
-        """Run the graph on one tile.
-
-        Args:
-            tensors: float32, C-contiguous, shape (1, channels, *tile); at least the inputs of the graph.
-
-        Returns:
-            Every output, float32, shape (1, channels, *tile); valid until the next call.
-
-        Raises:
-            BackendError: The engine failed.
-        """
-        ...
 
 
 class LocalBackend:
@@ -81,6 +53,9 @@ class LocalBackend:
     def close(self) -> None:
         """Give the engine's memory back; `infer` then raises BackendError."""
         self._workers.shutdown()
+        for lane in self._lanes:
+            for session in lane.values():
+                session.close()
         self._lanes.clear()
 
     def infer(self, tiles: Float32Array, *, with_logits: bool = False) -> TileOutput:

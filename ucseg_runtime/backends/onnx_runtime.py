@@ -9,6 +9,7 @@ from typing import Any
 
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.graphs import AnyShape, Signature
+from ucseg_runtime.backends.session import GraphFile, SessionSettings
 from ucseg_runtime.errors import BackendError, BackendUnavailableError
 from ucseg_runtime.manifest import Precision
 
@@ -45,6 +46,11 @@ class OnnxRuntimeEngine:
         """Version of the installed package."""
         return str(self._package.__version__)
 
+    @property
+    def device(self) -> str:
+        """The processor."""
+        return "CPU"
+
     def precisions(self) -> tuple[Precision, ...]:
         """F32 alone: its CPU kernels have no other floating-point arithmetic for these graphs."""
         return ("f32",)
@@ -53,20 +59,18 @@ class OnnxRuntimeEngine:
         """One: its threads belong to the session, and tiles at the same time would fight for them."""
         return 1
 
-    def open_session(
-        self, graph: bytes, precision: Precision, threads: int, parallel_tiles: int = 1
-    ) -> OnnxRuntimeSession:
+    def open_session(self, graph: GraphFile, settings: SessionSettings) -> OnnxRuntimeSession:
         """Prepare a graph.
 
         Raises:
             BackendError: The graph cannot be read.
         """
         options = self._package.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = settings.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
         try:
-            session = self._package.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+            session = self._package.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
         except self._failures as error:
             raise BackendError("onnxruntime cannot prepare a graph of the model.") from error
         return OnnxRuntimeSession(session, self._failures)
@@ -97,6 +101,9 @@ class OnnxRuntimeSession:
             return dict(zip(names, self._session.run(names, inputs), strict=True))
         except self._failures as error:
             raise BackendError("onnxruntime failed on a tile.") from error
+
+    def close(self) -> None:
+        """See `Session.close`; its memory goes with the last session of the graph."""
 
 
 def _decline_telemetry() -> None:

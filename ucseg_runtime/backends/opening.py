@@ -9,7 +9,8 @@ from ucseg_runtime.backends.base import Backend, BackendInfo
 from ucseg_runtime.backends.choice import Choice, choose, offered_precisions
 from ucseg_runtime.backends.cores import usable_cores
 from ucseg_runtime.backends.graphs import check_signature
-from ucseg_runtime.backends.local import LocalBackend, Session
+from ucseg_runtime.backends.local import LocalBackend
+from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import BackendUnavailableError
 from ucseg_runtime.manifest import GRAPH_OF_PRECISION, MERGED, STAGES
@@ -38,8 +39,9 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
     graphs = {key: key for key in STAGES} if staged else {MERGED: GRAPH_OF_PRECISION[chosen.precision]}
     threads = options.threads or usable_cores()
     parallel = chosen.engine.parallel_tiles(threads)
-    sessions = {role: _session(chosen, model, role, artifact, threads, parallel) for role, artifact in graphs.items()}
-    engine = EngineInfo(chosen.name, chosen.engine.version, chosen.precision, "CPU", chosen.proven)
+    settings = SessionSettings(chosen.precision, threads, parallel)
+    sessions = {role: _session(chosen, model, role, artifact, settings) for role, artifact in graphs.items()}
+    engine = EngineInfo(chosen.name, chosen.engine.version, chosen.precision, chosen.engine.device, chosen.proven)
     info = BackendInfo(engine, batch_atol=0.0, reason=chosen.reason, parallel_tiles=parallel)
     backend = LocalBackend(model.manifest, info, sessions)
     try:
@@ -48,8 +50,9 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
         backend.close()
 
 
-def _session(chosen: Choice, model: Model, role: str, artifact: str, threads: int, parallel_tiles: int) -> Session:
-    session = chosen.engine.open_session(model.graph(artifact), chosen.precision, threads, parallel_tiles)
+def _session(chosen: Choice, model: Model, role: str, artifact: str, settings: SessionSettings) -> Session:
+    graph = GraphFile(artifact, model.graph(artifact), model.digest)
+    session = chosen.engine.open_session(graph, settings)
     check_signature(role, session.signature, model.manifest)
     return session
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.graphs import AnyShape, Signature
+from ucseg_runtime.backends.session import GraphFile, SessionSettings
 from ucseg_runtime.backends.telemetry import without_telemetry
 from ucseg_runtime.errors import BackendError, BackendUnavailableError
 from ucseg_runtime.manifest import Precision
@@ -40,6 +41,11 @@ class OpenVinoEngine:
         """Version of the installed package."""
         return importlib.metadata.version("openvino")
 
+    @property
+    def device(self) -> str:
+        """The processor."""
+        return "CPU"
+
     def precisions(self) -> tuple[Precision, ...]:
         """f32 and int8, and bf16 where the processor has it."""
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -49,26 +55,24 @@ class OpenVinoEngine:
         """Two where there are two cores or more; each more would cost the memory of its activations."""
         return min(threads, _MOST_PARALLEL_TILES)
 
-    def open_session(
-        self, graph: bytes, precision: Precision, threads: int, parallel_tiles: int = 1
-    ) -> OpenVinoSession:
-        """Compile a graph for single tiles, so many of them at the same time.
+    def open_session(self, graph: GraphFile, settings: SessionSettings) -> OpenVinoSession:
+        """Compile a graph for single tiles, so many of them at the same time as the settings say.
 
         Raises:
             BackendError: The graph cannot be read or compiled.
         """
-        settings = {
-            "PERFORMANCE_HINT": "LATENCY" if parallel_tiles == 1 else "THROUGHPUT",
-            "NUM_STREAMS": str(parallel_tiles),
+        properties = {
+            "PERFORMANCE_HINT": "LATENCY" if settings.parallel_tiles == 1 else "THROUGHPUT",
+            "NUM_STREAMS": str(settings.parallel_tiles),
             # What an int8 graph has not quantised stays in f32.
-            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
-            "INFERENCE_NUM_THREADS": str(threads),
+            "INFERENCE_PRECISION_HINT": "bf16" if settings.precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": str(settings.threads),
         }
         try:
-            model = self._core.read_model(graph)
+            model = self._core.read_model(graph.content)
             signature = Signature(_shapes(model.inputs), _shapes(model.outputs))
             model.reshape({name: _one_tile(shape) for name, shape in signature.inputs.items()})
-            return OpenVinoSession(self._core.compile_model(model, "CPU", settings), signature)
+            return OpenVinoSession(self._core.compile_model(model, "CPU", properties), signature)
         except (RuntimeError, TypeError, ValueError) as error:
             raise BackendError("openvino cannot compile a graph of the model.") from error
 
@@ -98,6 +102,9 @@ class OpenVinoSession:
             return {name: results[name] for name in self._signature.outputs}
         except RuntimeError as error:
             raise BackendError("openvino failed on a tile.") from error
+
+    def close(self) -> None:
+        """See `Session.close`; its memory goes with the last session of the graph."""
 
 
 def _one_tile(shape: AnyShape) -> list[int]:

@@ -1,0 +1,72 @@
+"""One graph on one engine: what an engine is given to make it ready, and what it then promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ucseg_runtime.arrays import Float32Array
+from ucseg_runtime.backends.graphs import Signature
+from ucseg_runtime.manifest import Precision
+
+
+@dataclass(frozen=True, eq=False)
+class GraphFile:
+    """One verified ONNX file, and which model it belongs to.
+
+    Attributes:
+        key: Artifact key, such as ``merged``.
+        content: The file.
+        model_digest: SHA-256 of the manifest, 64 hexadecimal digits; empty for a graph of no model folder.
+    """
+
+    key: str
+    content: bytes
+    model_digest: str = ""
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How a graph is to be run.
+
+    Attributes:
+        precision: Arithmetic.
+        threads: Threads of the processor for everything together, at least 1.
+        parallel_tiles: Sessions of the same graph that will run at the same time, at least 1.
+    """
+
+    precision: Precision
+    threads: int
+    parallel_tiles: int = 1
+
+
+class Session(Protocol):
+    """One graph, ready to run on one engine."""
+
+    @property
+    def signature(self) -> Signature:
+        """The tensors that the graph takes and gives."""
+        ...
+
+    def another(self) -> Session:
+        """A session of the same graph that may run at the same time, with buffers of its own."""
+        ...
+
+    def run(self, tensors: Mapping[str, Float32Array]) -> Mapping[str, Float32Array]:
+        """Run the graph on one tile.
+
+        Args:
+            tensors: float32, C-contiguous, shape (1, channels, *tile); at least the inputs of the graph.
+
+        Returns:
+            Every output, float32, shape (1, channels, *tile); valid until the next call.
+
+        Raises:
+            BackendError: The engine failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give buffers and device memory back; nothing else may be called afterwards."""
+        ...
