@@ -30,6 +30,9 @@ class OpenVinoEngine:
                 openvino = importlib.import_module("openvino")
             # Untyped: the wheel carries no type information.
             self._core: Any = openvino.Core()
+            # The first call fills a table in native code while it lets other threads run Python. Two first calls at the
+            # same time wait for each other for ever (openvino 2026.4). Remove when it fills it while it is imported.
+            openvino.Type.f32.to_dtype()
         except (ImportError, OSError, RuntimeError) as error:
             raise BackendUnavailableError(
                 "openvino is installed but cannot be loaded.",
