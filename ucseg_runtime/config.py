@@ -22,6 +22,8 @@ class InferenceOptions:
             the first engine that is installed, in f32, and every output says that the gate was skipped.
         batch_size: Tiles per call of the engine; 0 means as many as it computes at the same time.
         threads: Threads of the engine; 0 means every core that this process may use.
+        skip_air: Whether the network looks at the patient alone, and not at the air and table around; what is left out
+            counts as background with an uncertainty of 0. For CT; other modalities are looked at whole.
         keep_probabilities: Whether the probabilities of every class are returned on the source grid.
     """
 
@@ -30,6 +32,7 @@ class InferenceOptions:
     gate: bool = True
     batch_size: int = 0
     threads: int = 0
+    skip_air: bool = True
     keep_probabilities: bool = False
 
 

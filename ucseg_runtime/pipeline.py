@@ -41,8 +41,8 @@ def segment_volume(
         BackendError: The engine failed or returned something unusable.
     """
     started = time.perf_counter()
-    prepared = preprocess(volume, spec.preprocessing)
-    plan = plan_tiles(prepared.spatial_shape, spec.tiling)
+    prepared = preprocess(volume, spec.preprocessing, skip_air=options.skip_air)
+    plan = plan_tiles(prepared.spatial_shape, spec.tiling, prepared.region)
     canvas = Stitcher(plan, spec.probability_channels)
     done = 0
     for batch in plan.batches(options.batch_size or backend.info.parallel_tiles):

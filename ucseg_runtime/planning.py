@@ -26,7 +26,7 @@ class RunPlan:
     Attributes:
         source_shape: Voxels along (z, y, x) as acquired.
         model_shape: The same of the model grid.
-        tiles: Number of tiles that the network will see.
+        tiles: Number of tiles that the network will see, at most: fewer where there is air to skip.
         network_seconds: Time of the network; None where the engine was never timed with this model.
         other_seconds: Time of everything else, writing included.
         peak_memory_mb: Of the whole process.
@@ -43,7 +43,10 @@ class RunPlan:
 def plan_run(
     geometry: VolumeGeometry, spec: ModelSpec, outputs: OutputOptions, seconds_per_tile: float | None
 ) -> RunPlan:
-    """Predict a run. Tiles are exact; time and memory are estimates from measurements with the demo model.
+    """Predict a run.
+
+    Tiles are those of the whole volume, since pixels are not read. Time and memory are estimates from measurements with
+    the demo model.
 
     Args:
         geometry: Source grid.

@@ -11,7 +11,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ucseg_runtime.arrays import Float32Array, Float64Array
+from ucseg_runtime.arrays import Float32Array, Float64Array, Slices3
+from ucseg_runtime.body import body_box
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.intensity import apply_intensity as apply_intensity
 from ucseg_runtime.intensity import intensity_map
@@ -54,6 +55,7 @@ class Prepared:
         oriented: Source grid after orientation, before resampling; same box of tissue as `geometry`.
         orientation: How the source grid was turned.
         padding_value: Network input of the space outside the volume.
+        region: Box of the model grid that the network has to look at: all of it, or the patient alone.
     """
 
     voxels: Float32Array
@@ -61,6 +63,7 @@ class Prepared:
     oriented: VolumeGeometry
     orientation: Orientation
     padding_value: float
+    region: Slices3
 
     @property
     def spatial_shape(self) -> tuple[int, int, int]:
@@ -128,17 +131,20 @@ def resample_to_model_grid(volume: Volume, spec: Preprocessing) -> tuple[Float32
     return np.maximum(resampled, np.float32(spec.padding_value)), grid, orientation
 
 
-def preprocess(volume: Volume, spec: Preprocessing) -> Prepared:
+def preprocess(volume: Volume, spec: Preprocessing, *, skip_air: bool = False) -> Prepared:
     """Bring a volume to the model grid and to the network's input range.
 
     Args:
         volume: Any orientation and spacing; voxels in modality units. One channel of a colour image at a time.
         spec: What the model fixes.
+        skip_air: Whether the air and table around the patient need not be looked at; for CT alone, since other
+            modalities have no value that means air.
 
     Returns:
         The volume in the network's units, with what is needed to map results back to the source grid.
     """
     voxels, grid, orientation = resample_to_model_grid(volume, spec)
+    region = body_box(voxels, grid.spacing_mm) if skip_air and volume.modality == "CT" else _all_of(grid.shape)
     to_input = intensity_map(voxels, spec.intensity)
     padding = to_input(np.full((1,), spec.padding_value, dtype=np.float32))
     return Prepared(
@@ -147,12 +153,18 @@ def preprocess(volume: Volume, spec: Preprocessing) -> Prepared:
         oriented=orientation.apply_to_geometry(volume.geometry),
         orientation=orientation,
         padding_value=float(padding[0]),
+        region=region,
     )
 
 
 def model_grid_of(geometry: VolumeGeometry, spec: Preprocessing) -> VolumeGeometry:
     """The grid that `preprocess` brings a volume of this geometry to."""
     return _regridded(_orientation_of(geometry, spec).apply_to_geometry(geometry), spec)
+
+
+def _all_of(shape: tuple[int, int, int]) -> Slices3:
+    z, y, x = (slice(0, side) for side in shape)
+    return z, y, x
 
 
 def _orientation_of(geometry: VolumeGeometry, spec: Preprocessing) -> Orientation:

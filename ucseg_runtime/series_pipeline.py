@@ -127,12 +127,12 @@ def segment_series(
         volume = read_volume(selection.chosen)
         sources = source_headers(selection.chosen)
     segmentation, network = _segment(volume, model, inference, progress, times)
-    identity = run_identity(model, segmentation.engine, outputs)
+    identity = run_identity(model, segmentation.engine, inference, outputs)
     measurements = measure(segmentation)
     needed_bytes = space_needed(segmentation.geometry.shape, len(segmentation.classes), outputs)
     with times.stage("write"), staged_results(folder, outputs.overwrite, needed_bytes) as staging:
         _write_all(staging, volume, segmentation, measurements, sources, identity, outputs)
-        files = staging.publish(_record(selection.chosen, sources, identity, outputs, measurements))
+        files = staging.publish(_record(selection.chosen, sources, identity, inference, outputs, measurements))
     return SeriesResult(
         folder=folder,
         files=files,
@@ -147,9 +147,9 @@ def segment_series(
     )
 
 
-def run_identity(model: Model, engine: EngineInfo, outputs: OutputOptions) -> RunIdentity:
+def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, outputs: OutputOptions) -> RunIdentity:
     """Everything but the images that decides what the outputs hold."""
-    settings = json.dumps({"seg_type": outputs.seg_type}, sort_keys=True)
+    settings = json.dumps({"seg_type": outputs.seg_type, "skip_air": inference.skip_air}, sort_keys=True)
     return RunIdentity(
         model_name=model.manifest.name,
         model_version=model.manifest.version,
@@ -201,6 +201,7 @@ def _record(
     series: Series,
     sources: Sequence[Dataset],
     identity: RunIdentity,
+    inference: InferenceOptions,
     outputs: OutputOptions,
     measurements: Sequence[SegmentMeasurement],
 ) -> dict[str, object]:
@@ -212,6 +213,6 @@ def _record(
         "source_sop_uids": [str(source.SOPInstanceUID) for source in sources],
         "notes": list(series.notes),
         "identity": asdict(identity),
-        "settings": {"seg_type": outputs.seg_type, "nifti": outputs.nifti},
+        "settings": {"seg_type": outputs.seg_type, "nifti": outputs.nifti, "skip_air": inference.skip_air},
         "measurements": [asdict(item) for item in measurements],
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ucseg_runtime.arrays import Float32Array
+from ucseg_runtime.arrays import Float32Array, Slices3
 from ucseg_runtime.backends.base import TileOutput
 from ucseg_runtime.errors import BackendError
 from ucseg_runtime.manifest import Tiling
@@ -35,6 +35,8 @@ class Stitched:
 class Stitcher:
     """A canvas of the size of the model grid on which the tiles of one plan are averaged.
 
+    What no tile covers is background: its probabilities say so, and its uncertainty is 0.
+
     Args:
         plan: Where the tiles lie.
         channels: Channels of the probabilities.
@@ -46,6 +48,14 @@ class Stitcher:
         self._sums = np.zeros((channels + 1, *plan.spatial_shape), dtype=np.float32)  # probabilities, then uncertainty
         self._weights = np.zeros(plan.spatial_shape, dtype=np.float32)
         self._added = 0
+        self._fill_unseen(plan.reach)
+
+    def _fill_unseen(self, reach: Slices3) -> None:
+        unseen = np.ones(self._weights.shape, dtype=bool)
+        unseen[reach] = False
+        self._weights[unseen] = 1.0
+        if len(self._sums) > 2:  # a foreground that is alone has no channel for background, and stays 0
+            self._sums[0][unseen] = 1.0
 
     def add(self, tiles: tuple[Tile, ...], output: TileOutput) -> None:
         """Add the results of the next tiles of the plan, in the order of the plan.

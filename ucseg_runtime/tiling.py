@@ -35,11 +35,25 @@ class Tile:
 
 @dataclass(frozen=True)
 class TilePlan:
-    """Tiles that together cover every voxel of `spatial_shape` at least once."""
+    """Tiles that together cover every voxel of a box of `spatial_shape`, usually all of it, at least once."""
 
     spatial_shape: tuple[int, int, int]
     tiles: tuple[Tile, ...]
     tiling: Tiling
+
+    @property
+    def reach(self) -> Slices3:
+        """The box of the volume that the tiles cover; the network never sees what lies outside."""
+        z, y, x = (
+            slice(max(min(starts), 0), min(max(starts) + tile, side))
+            for starts, tile, side in zip(
+                zip(*(tile.start for tile in self.tiles), strict=True),
+                self.tiling.tile_shape,
+                self.spatial_shape,
+                strict=True,
+            )
+        )
+        return z, y, x
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tile, ...]]:
         """The tiles in order, `batch_size` at a time; the last batch may be smaller."""
@@ -67,8 +81,28 @@ def axis_starts(side: int, tile: int, overlap: float) -> tuple[int, ...]:
     return tuple(round(index * (side - tile) / intervals) for index in range(intervals + 1))
 
 
-def plan_tiles(spatial_shape: tuple[int, int, int], tiling: Tiling) -> TilePlan:
-    """Cover a volume with the fewest tiles that keep the least overlap; z varies slowest."""
-    z, y, x = (axis_starts(s, t, tiling.overlap) for s, t in zip(spatial_shape, tiling.tile_shape, strict=True))
+def plan_tiles(spatial_shape: tuple[int, int, int], tiling: Tiling, region: Slices3 | None = None) -> TilePlan:
+    """Cover a volume, or a box of it, with the fewest tiles that keep the least overlap; z varies slowest.
+
+    Args:
+        spatial_shape: Sides of the volume along (z, y, x).
+        tiling: Shape of a tile, least overlap.
+        region: Box that has to be covered, not empty; None for all of the volume. Along an axis where the box takes as
+            many tiles as the volume, all of the volume is covered: leaving some out would gain nothing. Tiles larger
+            than the box reach beyond it into the volume, and beyond the volume only where they are larger than that.
+    """
+    region = region or (slice(0, spatial_shape[0]), slice(0, spatial_shape[1]), slice(0, spatial_shape[2]))
+    z, y, x = (
+        _starts_within(part, side, tile, tiling.overlap)
+        for part, side, tile in zip(region, spatial_shape, tiling.tile_shape, strict=True)
+    )
     tiles = tuple(Tile(start, tiling.tile_shape) for start in itertools.product(z, y, x))
     return TilePlan(spatial_shape, tiles, tiling)
+
+
+def _starts_within(part: slice, side: int, tile: int, overlap: float) -> tuple[int, ...]:
+    """As `axis_starts` for the whole axis of `side` voxels, or for `part` of it where that takes fewer tiles."""
+    whole, starts = axis_starts(side, tile, overlap), axis_starts(part.stop - part.start, tile, overlap)
+    if len(starts) >= len(whole):
+        return whole
+    return tuple(min(max(part.start + start, 0), side - tile) for start in starts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from tests.fake_backend import FAKE_ENGINE, FakeBackend
 from tests.model_phantom import ModelPhantom
-from tests.volume_phantom import BOXES, OBLIQUE, STRAIGHT, centred_geometry, depth_mm, orientations, volume_of
+from tests.volume_phantom import BOXES, OBLIQUE, STRAIGHT, Box, centred_geometry, depth_mm, orientations, volume_of
 from ucseg_runtime.backends import Backend, open_backend
 from ucseg_runtime.config import EngineChoice, InferenceOptions
 from ucseg_runtime.errors import BackendError
@@ -18,6 +19,7 @@ from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.model_folder import Model, load_model
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.segmentation import Segmentation
+from ucseg_runtime.volume import Volume
 
 OPTIONS = InferenceOptions(engine="openvino", precision="f32", threads=1, gate=False)
 AXIAL = STRAIGHT[:, ::-1]
@@ -136,6 +138,44 @@ def test_probabilities_are_returned_only_on_request(model: Model, backend: Backe
         assert (result.label_map[decided] == label).all()
 
 
+def patient_in_much_air() -> Volume:
+    """Tissue of 60 mm across in a field of view of 300 mm."""
+    geometry = centred_geometry((18, 150, 150), (3.0, 2.0, 2.0), AXIAL)
+    patient = Box(0, -100.0, (0.0, 0.0, 0.0), (30.0, 30.0, 30.0))
+    return volume_of(geometry, (patient, *BOXES), background_hu=-1000.0)
+
+
+def test_air_around_the_patient_is_not_looked_at_and_counts_as_background(model: Model) -> None:
+    volume = patient_in_much_air()
+    spared, whole = FakeBackend(model.manifest, all_label_1), FakeBackend(model.manifest, all_label_1)
+    found = segment_volume(volume, model.manifest, spared, InferenceOptions())
+    everywhere = segment_volume(volume, model.manifest, whole, InferenceOptions(skip_air=False))
+    assert sum(spared.batch_sizes) < sum(whole.batch_sizes) / 4
+    assert (everywhere.label_map == 1).all()
+    patient = volume.voxels > -1000
+    assert (found.label_map[patient] == 1).all()
+    assert np.allclose(found.uncertainty[patient], 0.25)
+    assert (found.label_map[:, :20] == 0).all()
+    assert (found.uncertainty[:, :20] == 0.0).all()
+
+
+def test_sigmoid_model_has_no_foreground_in_skipped_air(tmp_path: Path) -> None:
+    model = load_model(ModelPhantom(centres=(0.0, 1.5), activation="sigmoid").write(tmp_path / "binary"))
+    fake = FakeBackend(model.manifest, np.ones_like)
+    found = segment_volume(patient_in_much_air(), model.manifest, fake, InferenceOptions(keep_probabilities=True))
+    assert found.probabilities is not None
+    assert (found.label_map[:, 75, 75] == 1).all()
+    assert (found.label_map[:, :10] == 0).all()
+    assert (found.probabilities[0, :, :10] == 0).all()
+
+
+def test_other_modalities_are_looked_at_whole(model: Model) -> None:
+    volume = patient_in_much_air()
+    fake = FakeBackend(model.manifest, all_label_1)
+    found = segment_volume(replace(volume, modality="MR"), model.manifest, fake, InferenceOptions())
+    assert (found.label_map == 1).all()
+
+
 def test_progress_counts_tiles_up_to_all_of_them(model: Model) -> None:
     fake = FakeBackend(model.manifest, constant_background)
     calls: list[tuple[int, int]] = []
@@ -163,6 +203,12 @@ def test_engine_that_returns_nan_is_an_error_that_names_the_tile(model: Model) -
     volume = volume_of(centred_geometry(SHAPE, SPACING_MM, AXIAL))
     with pytest.raises(BackendError, match="tile 3 of"):
         segment_volume(volume, model.manifest, FakeBackend(model.manifest, nan_in_the_third), OPTIONS)
+
+
+def all_label_1(tile: np.ndarray) -> np.ndarray:
+    probabilities = np.zeros((3, *tile.shape[1:]), dtype=np.float32)
+    probabilities[1] = 1.0
+    return probabilities
 
 
 def constant_background(tile: np.ndarray) -> np.ndarray:

@@ -50,6 +50,36 @@ def test_plan_covers_every_voxel_and_z_varies_slowest() -> None:
     assert [tile.start for tile in plan.tiles] == sorted(tile.start for tile in plan.tiles)
 
 
+@settings(deadline=None)
+@given(
+    side=st.integers(1, 200),
+    tile=st.integers(1, 64),
+    overlap=st.floats(0.0, 0.9),
+    ends=st.tuples(st.floats(0.0, 1.0), st.floats(0.0, 1.0)),
+)
+def test_region_is_covered_by_tiles_that_leave_the_volume_only_where_they_must(
+    side: int, tile: int, overlap: float, ends: tuple[float, float]
+) -> None:
+    low, high = sorted(int(end * side) for end in ends)
+    region = slice(min(low, side - 1), max(high, low + 1))
+    whole = slice(0, 1)
+    plan = plan_tiles((1, 1, side), Tiling(tile_shape=(1, 1, tile), overlap=overlap), (whole, whole, region))
+    starts = [item.start[2] for item in plan.tiles]
+    covered = np.zeros(side, dtype=bool)
+    for start in starts:
+        covered[max(start, 0) : start + tile] = True
+    assert covered[region].all()
+    assert len(starts) <= len(axis_starts(side, tile, overlap))
+    if tile <= side:
+        assert 0 <= min(starts) <= max(starts) <= side - tile
+    assert plan.reach[2] == slice(int(np.flatnonzero(covered)[0]), int(np.flatnonzero(covered)[-1]) + 1)
+
+
+def test_region_that_saves_no_tile_changes_nothing() -> None:
+    tiling = Tiling(tile_shape=(8, 16, 12), overlap=0.25)
+    assert plan_tiles((20, 9, 33), tiling, (slice(1, 20), slice(3, 5), slice(0, 32))) == plan_tiles((20, 9, 33), tiling)
+
+
 def test_overlap_with_pairs_the_same_voxels_of_volume_and_tile() -> None:
     tile = Tile(start=(-2, 3, 5), shape=(4, 4, 4))
     inside, within = tile.overlap_with((10, 5, 9))

@@ -42,4 +42,7 @@ NiftiOption = Annotated[
 ThreadsOption = Annotated[
     int, typer.Option("--threads", min=0, help="Threads of the engine; 0 means every core allowed.")
 ]
+SkipAirOption = Annotated[
+    bool, typer.Option("--skip-air/--whole-volume", help="CT: leave out the air and table around the patient.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead of a table.")]

@@ -21,6 +21,7 @@ from ucseg_runtime.cli.options import (
     PrecisionOption,
     SegTypeOption,
     SeriesOption,
+    SkipAirOption,
     ThreadsOption,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported, tile_progress
@@ -41,12 +42,13 @@ def segment(
     series: SeriesOption = None,
     nifti: NiftiOption = False,
     threads: ThreadsOption = 0,
+    skip_air: SkipAirOption = True,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out."""
     with reported(as_json):
-        inference = InferenceOptions(engine=engine, precision=precision, gate=gate, threads=threads)
+        inference = InferenceOptions(engine=engine, precision=precision, gate=gate, threads=threads, skip_air=skip_air)
         outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
         run_and_report(input, out, model, inference, outputs, series, as_json)
 
