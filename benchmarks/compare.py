@@ -2,7 +2,8 @@
 
     python benchmarks/compare.py [--size slim] [--n 5] [--precision f32 --precision bf16] [--with compile]
 
-Contenders: ucseg on every engine and precision asked for; MONAI's sliding window around torch eager, and with
+Contenders: ucseg on every engine and precision asked for, with the same tiles as the others (all of the volume) and, as
+``own plan``, with those that it takes by itself (air around the patient skipped where that saves tiles); MONAI's sliding window around torch eager, and with
 ``--with compile`` around torch.compile; nnU-Net's predictor driving the same networks, where nnunetv2 is installed; and
 upstream's window protocol (strides 18, 18, 4) on one crop, scaled by the number of windows. Every run is a process of
 its own; runs take turns, so that what else the machine does hits all alike. ``ratios`` are medians divided by the
@@ -33,6 +34,7 @@ NNUNET = "nnunet predictor"
 UPSTREAM = "upstream windows 18/18/4"
 
 _PACKAGES = ("ucseg", "openvino", "onnxruntime", "torch", "monai", "nnunetv2", "SimpleITK", "highdicom", "numpy")
+_SAME_TILES, _OWN_PLAN = "same tiles", "own plan"
 _START_UP = ("import", "load model")
 _SIGMA_SCALE = 0.125
 
@@ -49,7 +51,9 @@ def run_ucseg(request: Json, folder: Path) -> Json:
 
     imported = time.perf_counter() - started
     # What is timed need not have passed the accuracy gate; how the masks agree stands beside the times.
-    options = InferenceOptions(engine=request["engine"], precision=request["precision"], gate=False)
+    options = InferenceOptions(
+        engine=request["engine"], precision=request["precision"], gate=False, skip_air=request["plan"] == _OWN_PLAN
+    )
     model = load_model(Path(request["model"]))
     result = segment_series(Path(request["study"]), folder / "out", model, options, OutputOptions())
     seconds = {"import": imported, **result.seconds, "total": time.perf_counter() - started}
@@ -290,7 +294,8 @@ def _agreement(name: str, labels: Path) -> Json:
 def contenders(engines: Sequence[str], precisions: Sequence[str], compiled: bool) -> list[Json]:
     """One row per contender, with the reason where it cannot run."""
     ucseg = [
-        {"name": f"ucseg {engine} {precision}", "engine": engine, "precision": precision}
+        {"name": f"ucseg {engine} {precision}, {plan}", "engine": engine, "precision": precision, "plan": plan}
+        for plan in (_SAME_TILES, _OWN_PLAN)
         for engine in engines
         for precision in precisions
     ]
@@ -306,7 +311,7 @@ def take_turns(rows: list[Json], subject: Json, n: int, labels: Path) -> None:
         for row in rows:
             if row["skipped"]:
                 continue
-            own = {key: value for key, value in row.items() if key in ("name", "engine", "precision")}
+            own = {key: value for key, value in row.items() if key in ("name", "engine", "precision", "plan")}
             request = {**own, **subject, "labels": str(labels / f"{row['name']}.npy")}
             try:
                 row["runs"].append(run_child(__file__, request))
@@ -335,14 +340,17 @@ def main() -> None:
     parser.add_argument("--engine", action="append", help="of ucseg; may be repeated; openvino if not given")
     parser.add_argument("--precision", action="append", help="of ucseg; may be repeated; f32 and bf16 if not given")
     parser.add_argument("--with", action="append", dest="extra", choices=("compile",), default=[])
+    parser.add_argument("--cases", type=Path, help="to calibrate int8 on: prepared cases or DICOM series")
     parser.add_argument("--smallest", action="store_true", help="full size on a study of one tile, to try it out")
     chosen = parser.parse_args()
+    if "int8" in (chosen.precision or []) and chosen.cases is None:
+        parser.error("--precision int8 needs --cases to calibrate on")
     from subjects import write_subject
 
     machine = environment(_PACKAGES)
     rows = contenders(chosen.engine or ["openvino"], chosen.precision or ["f32", "bf16"], "compile" in chosen.extra)
     with tempfile.TemporaryDirectory() as folder:
-        subject = write_subject(chosen.size, Path(folder), smallest=chosen.smallest)
+        subject = write_subject(chosen.size, Path(folder), smallest=chosen.smallest, calibrate_on=chosen.cases)
         take_turns(rows, {key: str(path) for key, path in vars(subject).items()}, chosen.n, Path(folder))
         found = summarise(rows, chosen.n, Path(folder))
     print(json.dumps({"environment": machine, "size": chosen.size, "contenders": found}, indent=2))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ucseg_export.export_model import write_model_folder
 from ucseg_export.manifest_writer import build_manifest, model_spec
+from ucseg_export.quantize import add_int8_graph
 from ucseg_export.to_onnx import onnx_graphs
 from ucseg_runtime.model_folder import default_model_folder
 from ucseg_runtime.packaged_data import write_demo_study
@@ -23,6 +25,7 @@ SIZES = ("slim", "full")
 CONFIGS = {"slim": TRIO, "full": TrioConfig.upstream_3d()}
 
 _DEMO_CHECKPOINT = Path(__file__).resolve().parent.parent / "training" / "torso-ct-demo-2.0.0.safetensors"
+_CALIBRATION_TILES = 6
 _FULL_SPACING_MM = (1.5, 1.5, 1.5)
 _CROP_SLICES = slice(20, 106)
 _CROP_PIXELS = slice(100, 407)
@@ -44,7 +47,7 @@ class Subject:
     study: Path
 
 
-def write_subject(size: str, folder: Path, *, smallest: bool = False) -> Subject:
+def write_subject(size: str, folder: Path, *, smallest: bool = False, calibrate_on: Path | None = None) -> Subject:
     """Make what one size needs.
 
     Args:
@@ -52,7 +55,18 @@ def write_subject(size: str, folder: Path, *, smallest: bool = False) -> Subject
             and a crop of patient A.
         folder: Where new files go.
         smallest: Whether the study of ``full`` is cut down to a single tile, to try the benchmark out.
+        calibrate_on: Cases for a graph with 8-bit integers, which the model then holds too; None: it has none.
     """
+    subject = _subject(size, folder, smallest)
+    if calibrate_on is None:
+        return subject
+    model = folder / "quantised"
+    shutil.copytree(subject.model, model)
+    add_int8_graph(model, calibrate_on, _CALIBRATION_TILES)
+    return replace(subject, model=model)
+
+
+def _subject(size: str, folder: Path, smallest: bool) -> Subject:
     whole = folder / "whole"
     write_demo_study(whole)
     if size == "slim":
