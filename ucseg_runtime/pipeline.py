@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.manifest import ModelSpec
-from ucseg_runtime.postprocess import restore
+from ucseg_runtime.postprocess import Restoration
 from ucseg_runtime.preprocess import preprocess
 from ucseg_runtime.segmentation import Segmentation
 from ucseg_runtime.stitching import Stitcher
@@ -44,19 +44,14 @@ def segment_volume(
     prepared = preprocess(volume, spec.preprocessing, skip_air=options.skip_air)
     plan = plan_tiles(prepared.spatial_shape, spec.tiling, prepared.region)
     canvas = Stitcher(plan, spec.probability_channels)
+    restoration = Restoration(prepared, volume.geometry, spec, keep_probabilities=options.keep_probabilities)
     done = 0
     for batch in plan.batches(options.batch_size or backend.info.parallel_tiles):
-        canvas.add(batch, backend.infer(prepared.read(batch)))
+        for slices in canvas.add(batch, backend.infer(prepared.read(batch))):
+            restoration.add(slices)
         done += len(batch)
         if progress is not None:
             progress(done, len(plan.tiles))
-    segmentation = restore(
-        canvas.finish(),
-        prepared,
-        volume.geometry,
-        spec,
-        backend.info.engine,
-        keep_probabilities=options.keep_probabilities,
-    )
+    segmentation = restoration.finish(backend.info.engine)
     _LOGGER.info("segmented %d tiles in %.1f s", len(plan.tiles), time.perf_counter() - started)
     return segmentation

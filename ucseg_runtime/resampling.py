@@ -55,6 +55,16 @@ class Resampler:
         z, y, x = (len(weights) for weights in self.weights)
         return z, y, x
 
+    def of_slices(self, slices: slice) -> tuple[Resampler, slice]:
+        """The way to some slices of the result, and the z indices of the source that it reads.
+
+        Returns:
+            A resampler from those slices of the source to `slices` of the result, which computes the very same numbers.
+        """
+        rows = self.weights[0][slices]
+        used = _support(rows)
+        return Resampler((rows[:, used], self.weights[1], self.weights[2])), used
+
     def box(self, voxels: npt.NDArray[np.generic], box: Slices3) -> Float32Array:
         """Resample the part of the result that lies in a box.
 

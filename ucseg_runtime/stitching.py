@@ -1,7 +1,11 @@
-"""Tiles back to one volume: weighted sums of overlapping tiles, divided by the true sum of their weights."""
+"""Tiles back to one volume: weighted sums of overlapping tiles, divided by the true sum of their weights.
+
+Slices are handed on as soon as no later tile touches them, so that no array of the whole model grid is needed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,19 +25,28 @@ _RANGE_SLACK = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Stitched:
-    """Averages over all tiles, on the model grid.
+    """Averages over all tiles, for consecutive slices of the model grid.
 
     Attributes:
+        first: z index of the first of these slices.
         probabilities: float32, shape (channels, z, y, x), in [0, 1]; one channel for a sigmoid model, else K.
         uncertainty: float32, shape (z, y, x), in [0, 1]; 1 = no evidence.
     """
 
+    first: int
     probabilities: Float32Array
     uncertainty: Float32Array
 
+    @property
+    def stop(self) -> int:
+        """Z index after the last slice."""
+        return self.first + len(self.uncertainty)
+
 
 class Stitcher:
-    """A canvas of the size of the model grid on which the tiles of one plan are averaged.
+    """A canvas on which the tiles of one plan are averaged, with only those slices that tiles still to come touch.
+
+    Tiles come with z slowest, so the canvas is about as deep as a tile, however many slices the volume has.
 
     What no tile covers is background: its probabilities say so, and its uncertainty is 0.
 
@@ -45,8 +58,11 @@ class Stitcher:
     def __init__(self, plan: TilePlan, channels: int) -> None:
         self._plan = plan
         self._tile_weights = tile_weights(plan.tiling)
-        self._sums = np.zeros((channels + 1, *plan.spatial_shape), dtype=np.float32)  # probabilities, then uncertainty
-        self._weights = np.zeros(plan.spatial_shape, dtype=np.float32)
+        self._final_after = _final_slices(plan)
+        self._first = 0  # z index of the first slice of the canvas
+        sides = (_canvas_depth(plan, self._final_after), *plan.spatial_shape[1:])
+        self._sums = np.zeros((channels + 1, *sides), dtype=np.float32)  # probabilities, then uncertainty
+        self._weights = np.zeros(sides, dtype=np.float32)
         self._added = 0
         self._fill_unseen(plan.reach)
 
@@ -57,35 +73,46 @@ class Stitcher:
         if len(self._sums) > 2:  # a foreground that is alone has no channel for background, and stays 0
             self._sums[0][unseen] = 1.0
 
-    def add(self, tiles: tuple[Tile, ...], output: TileOutput) -> None:
+    def add(self, tiles: tuple[Tile, ...], output: TileOutput) -> tuple[Stitched, ...]:
         """Add the results of the next tiles of the plan, in the order of the plan.
+
+        Returns:
+            Slices that no later tile touches, each once, in ascending order; after the last tile of the plan all slices
+            of the model grid were returned.
 
         Raises:
             BackendError: The results have another shape than the tiles, or hold values that are not finite or lie
                 outside [0, 1].
         """
         self._check_shape(tiles, output)
+        final = []
         for tile, probabilities, uncertainty in zip(tiles, output.probabilities, output.uncertainty, strict=True):
-            self._added += 1
-            self._check_range(probabilities)
-            self._check_range(uncertainty)
-            inside, within = tile.overlap_with(self._plan.spatial_shape)
-            weights = self._tile_weights[within]
-            self._sums[(slice(-1), *inside)] += probabilities[(slice(None), *within)] * weights
-            self._sums[(-1, *inside)] += uncertainty[(0, *within)] * weights
-            self._weights[inside] += weights
+            self._add_tile(tile, probabilities, uncertainty)
+            if self._final_after[self._added - 1] > self._first:
+                final.append(self._take(self._final_after[self._added - 1] - self._first))
+        return tuple(final)
 
-    def finish(self) -> Stitched:
-        """The weighted averages.
+    def _add_tile(self, tile: Tile, probabilities: Float32Array, uncertainty: Float32Array) -> None:
+        self._added += 1
+        self._check_range(probabilities)
+        self._check_range(uncertainty)
+        (z, y, x), within = tile.overlap_with(self._plan.spatial_shape)
+        inside = (slice(z.start - self._first, z.stop - self._first), y, x)
+        weights = self._tile_weights[within]
+        self._sums[(slice(-1), *inside)] += probabilities[(slice(None), *within)] * weights
+        self._sums[(-1, *inside)] += uncertainty[(0, *within)] * weights
+        self._weights[inside] += weights
 
-        Raises:
-            BackendError: Fewer tiles were added than the plan has.
-        """
-        if self._added != len(self._plan.tiles):
-            raise BackendError(
-                f"results of {self._added} tiles were stitched; the plan has {len(self._plan.tiles)} tiles"
-            )
-        return Stitched(self._sums[:-1] / self._weights, self._sums[-1] / self._weights)
+    def _take(self, slices: int) -> Stitched:
+        """Average the first slices of the canvas, and move the others to its beginning."""
+        sums, weights = self._sums[:, :slices], self._weights[:slices]
+        taken = Stitched(self._first, sums[:-1] / weights, sums[-1] / weights)
+        self._first += slices
+        for canvas in (*self._sums, self._weights):
+            kept = len(canvas) - slices
+            canvas[:kept] = canvas[slices:]
+            canvas[kept:] = 0.0
+        return taken
 
     def _check_shape(self, tiles: tuple[Tile, ...], output: TileOutput) -> None:
         for values, channels in ((output.probabilities, len(self._sums) - 1), (output.uncertainty, 1)):
@@ -102,6 +129,37 @@ class Stitcher:
                 hint="Try the precision f32 or another engine, and report the model and engine versions.",
                 code="UCSEG-E142",
             )
+
+
+def joined(parts: Iterable[Stitched], slices: slice) -> Stitched:
+    """Some slices of the model grid in one piece.
+
+    Args:
+        parts: Consecutive, in ascending order; together they hold `slices`.
+        slices: z indices of the model grid.
+    """
+    cuts = [(part, slice(*(max(end - part.first, 0) for end in (slices.start, slices.stop)))) for part in parts]
+    return Stitched(
+        slices.start,
+        np.concatenate([part.probabilities[:, cut] for part, cut in cuts], axis=1),
+        np.concatenate([part.uncertainty[cut] for part, cut in cuts]),
+    )
+
+
+def _final_slices(plan: TilePlan) -> list[int]:
+    """How many slices of the model grid are final after each tile of the plan."""
+    final, least = [], plan.spatial_shape[0]
+    for tile in reversed(plan.tiles):
+        final.append(least)
+        least = min(least, max(tile.start[0], 0))
+    return final[::-1]
+
+
+def _canvas_depth(plan: TilePlan, final_after: list[int]) -> int:
+    """Most slices between what is final before a tile and what the tile reaches, or leaves final."""
+    ends: list[int] = [tile.overlap_with(plan.spatial_shape)[0][0].stop for tile in plan.tiles]
+    befores = [0, *final_after[:-1]]
+    return max(max(end, after) - before for end, after, before in zip(ends, final_after, befores, strict=True))
 
 
 def tile_weights(tiling: Tiling) -> Float32Array:

@@ -9,9 +9,10 @@ from tests.fake_backend import FAKE_ENGINE
 from tests.model_phantom import ModelPhantom, manifest_fields
 from tests.volume_phantom import STRAIGHT, centred_geometry, orientations
 from ucseg_runtime.backends.graphs import GRAPHS
+from ucseg_runtime.errors import BackendError
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.manifest import Manifest, Postprocessing
-from ucseg_runtime.postprocess import remove_small_components, restore
+from ucseg_runtime.postprocess import Restoration, remove_small_components
 from ucseg_runtime.preprocess import Prepared, preprocess
 from ucseg_runtime.resampling import axis_weights
 from ucseg_runtime.segmentation import Segmentation
@@ -37,8 +38,9 @@ def restored(
     manifest = manifest_of(phantom)
     prepared = prepared_on(geometry, manifest)
     uncertainty = np.linspace(0, 1, int(np.prod(prepared.spatial_shape)), dtype=np.float32)
-    stitched = Stitched(probabilities, uncertainty.reshape(prepared.spatial_shape))
-    return restore(stitched, prepared, geometry, manifest, FAKE_ENGINE, keep_probabilities=keep_probabilities)
+    restoration = Restoration(prepared, geometry, manifest, keep_probabilities=keep_probabilities)
+    restoration.add(Stitched(0, probabilities, uncertainty.reshape(prepared.spatial_shape)))
+    return restoration.finish(FAKE_ENGINE)
 
 
 def softmax_like(shape: tuple[int, int, int], classes: int = 3) -> np.ndarray:
@@ -104,6 +106,17 @@ def test_every_voxel_returns_to_its_place_from_any_orientation(direction: np.nda
     assert result.probabilities is not None
     for label in (1, 2):
         np.testing.assert_array_equal(result.probabilities[label - 1], (source == label) * 255)
+
+
+def test_missing_slices_are_refused() -> None:
+    geometry = centred_geometry((20, 20, 20), (2.0, 2.0, 2.0), AXIAL)
+    manifest = manifest_of(THREE_CLASSES)
+    restoration = Restoration(prepared_on(geometry, manifest), geometry, manifest)
+    with pytest.raises(BackendError, match="results of 0 slices of the model grid were stitched; it has 20"):
+        restoration.finish(FAKE_ENGINE)
+    restoration.add(Stitched(0, softmax_like((19, 20, 20)), np.zeros((19, 20, 20), np.float32)))
+    with pytest.raises(BackendError, match="results of 19 slices of the model grid were stitched; it has 20"):
+        restoration.finish(FAKE_ENGINE)
 
 
 def test_background_wins_a_tie_and_then_the_lower_label() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ucseg_runtime.backends.base import TileOutput
 from ucseg_runtime.errors import BackendError
 from ucseg_runtime.manifest import Tiling
-from ucseg_runtime.stitching import Stitched, Stitcher, tile_weights
-from ucseg_runtime.tiling import TilePlan, plan_tiles
+from ucseg_runtime.stitching import Stitched, Stitcher, joined, tile_weights
+from ucseg_runtime.tiling import Tile, TilePlan, plan_tiles
 
 SHAPES = [
     pytest.param((11, 14, 17), id="larger than a tile"),
@@ -36,11 +39,14 @@ def part(output: TileOutput, which: slice) -> TileOutput:
     return TileOutput(output.probabilities[which], output.uncertainty[which])
 
 
-def stitched(plan: TilePlan, output: TileOutput, batch_size: int = 1) -> Stitched:
+def stitched_parts(plan: TilePlan, output: TileOutput, batch_size: int = 1) -> Iterator[Stitched]:
     canvas = Stitcher(plan, output.probabilities.shape[1])
     for first, batch in zip(itertools.count(0, batch_size), plan.batches(batch_size)):  # noqa: B905  # count is endless
-        canvas.add(batch, part(output, slice(first, first + len(batch))))
-    return canvas.finish()
+        yield from canvas.add(batch, part(output, slice(first, first + len(batch))))
+
+
+def stitched(plan: TilePlan, output: TileOutput, batch_size: int = 1) -> Stitched:
+    return joined(stitched_parts(plan, output, batch_size), slice(0, plan.spatial_shape[0]))
 
 
 def slow_average(plan: TilePlan, values: np.ndarray) -> np.ndarray:
@@ -122,9 +128,38 @@ def test_results_of_another_shape_are_refused() -> None:
         Stitcher(plan, 2).add(plan.tiles[:2], part(output, slice(1)))
 
 
-def test_unfinished_canvas_is_refused() -> None:
-    plan = plan_of((20, 24, 17), "uniform")
-    canvas = Stitcher(plan, 2)
-    canvas.add(plan.tiles[:2], part(random_output(plan, 2), slice(2)))
-    with pytest.raises(BackendError, match=f"2 tiles were stitched; the plan has {len(plan.tiles)}"):
-        canvas.finish()
+@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize("shape", [*SHAPES, pytest.param((40, 10, 12), id="many slices")])
+def test_slices_come_once_in_order_and_as_soon_as_no_later_tile_touches_them(
+    shape: tuple[int, int, int], batch_size: int
+) -> None:
+    plan = plan_of(shape, "gaussian")
+    canvas, output = Stitcher(plan, 2), random_output(plan, 2)
+    stop = 0
+    for first, batch in zip(itertools.count(0, batch_size), plan.batches(batch_size)):  # noqa: B905  # count is endless
+        for slices in canvas.add(batch, part(output, slice(first, first + len(batch)))):
+            assert slices.first == stop
+            assert slices.stop > stop
+            stop = slices.stop
+        later = plan.tiles[first + len(batch) :]
+        assert stop == min((max(tile.start[0], 0) for tile in later), default=shape[0])
+    assert stop == shape[0]
+
+
+def test_canvas_is_no_deeper_than_a_tile() -> None:
+    canvas = Stitcher(plan_of((200, 24, 17), "gaussian"), 2)
+    held = sum(array.nbytes for array in vars(canvas).values() if isinstance(array, np.ndarray))
+    slice_bytes = 24 * 17 * 4 * (2 + 1 + 1)  # two channels, the uncertainty and the weights
+    assert held <= 8 * slice_bytes + tile_weights(plan_of((8, 8, 8), "gaussian").tiling).nbytes
+
+
+@given(
+    starts=st.lists(st.integers(-3, 30), min_size=1, max_size=8).map(sorted),
+    batch_size=st.integers(1, 4),
+)
+def test_plans_with_gaps_and_repeated_layers_lose_no_slice(starts: list[int], batch_size: int) -> None:
+    tiling = Tiling(tile_shape=(8, 4, 4))
+    plan = TilePlan((33, 4, 4), tuple(Tile((start, 0, 0), tiling.tile_shape) for start in starts), tiling)
+    with np.errstate(invalid="ignore"):  # nothing covers the gaps
+        parts = list(stitched_parts(plan, random_output(plan, 1), batch_size))
+    assert [index for slices in parts for index in range(slices.first, slices.stop)] == list(range(33))

@@ -15,7 +15,7 @@ from ucseg_runtime.errors import ModelError
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.postprocess import remove_small_components
-from ucseg_runtime.stitching import Stitcher
+from ucseg_runtime.stitching import Stitched, Stitcher, joined
 from ucseg_runtime.tiling import plan_tiles
 from ucseg_runtime.volume import Volume
 from ucseg_training.checkpoint import load_checkpoint
@@ -170,12 +170,14 @@ def _deployed_labels(model: Scorable, sample: Sample, output: Decided) -> UInt8A
     backend = model.backend(output)
     plan = plan_tiles((image.shape[1], image.shape[2], image.shape[3]), spec.tiling)
     canvas = Stitcher(plan, spec.probability_channels)
+    stitched: list[Stitched] = []
     for tile in plan.tiles:
         cut = np.broadcast_to(sample.padding[:, None, None, None], (len(image), *tile.shape)).copy()
         inside, within = tile.overlap_with(plan.spatial_shape)
         cut[(slice(None), *within)] = image[(slice(None), *inside)]
-        canvas.add((tile,), backend.infer(cut[None]))
-    label_map = decide(canvas.finish().probabilities, largest_component=False)
+        stitched += canvas.add((tile,), backend.infer(cut[None]))
+    whole = joined(stitched, slice(0, image.shape[1]))
+    label_map = decide(whole.probabilities, largest_component=False)
     voxel_ml = float(np.prod(spec.preprocessing.spacing_mm or (1.0, 1.0, 1.0))) / 1000.0
     remove_small_components(label_map, spec.postprocessing, voxel_ml)
     return label_map
