@@ -17,7 +17,7 @@ from pathlib import Path
 from measuring import Json, answer, child_request, environment, peak_memory_mb, run_child, spread
 
 # Stages that are neither the network nor its loading.
-AROUND_THE_NETWORK = ("scan", "read", "before and after network", "write")
+AROUND_THE_NETWORK = ("scan", "read", "before and after network", "measure", "write")
 
 
 def run_once(source: Path, engine: str, precision: str) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import EllipsisType
 from typing import TypeAlias
 
@@ -57,29 +56,27 @@ class _View:
     sides: tuple[str, str]
 
 
-def write_montage(path: Path, volume: Volume, segmentation: Segmentation) -> None:
-    """Write a PNG of axial views over the extent of the segments, one coronal and one sagittal view, all of it twice.
+def montage_png(volume: Volume, segmentation: Segmentation) -> bytes:
+    """A PNG of axial views over the extent of the segments, one coronal and one sagittal view, all of it twice.
 
     On the left the image (CT from −160 to 240 HU, others from the 1st to the 99th percentile), each segment outlined
     and tinted in its colour; on the right the uncertainty from 0 to 1 as a heat map, the segments outlined faintly.
 
     Args:
-        path: File to write.
         volume: The image.
-        segmentation: Its result, on the same grid.
+        segmentation: Its result, on the same grid; the uncertainty in float32.
 
     Raises:
-        OSError: The file cannot be written.
         OutputError: The picture cannot be encoded.
     """
     encoded, data = cv2.imencode(".png", montage(volume, segmentation))
     if not encoded:
         raise OutputError("the picture could not be encoded as PNG.")
-    path.write_bytes(data.tobytes())
+    return data.tobytes()
 
 
 def montage(volume: Volume, segmentation: Segmentation) -> UInt8Array:
-    """The picture of `write_montage`: uint8, shape (rows, columns, 3), blue-green-red."""
+    """The picture of `montage_png`: uint8, shape (rows, columns, 3), blue-green-red."""
     views = _views(volume, segmentation)
     colours = {item.label: _bgr(item) for item in segmentation.classes}
     images = [_image_cell(view, colours) for view in views]

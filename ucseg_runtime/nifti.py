@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ucseg_runtime.arrays import Float32Array, Float64Array, UInt8Array
+from ucseg_runtime.arrays import Float32Array, Float64Array, UInt8Array, UInt16Array
 from ucseg_runtime.errors import BackendUnavailableError, OutputError
 from ucseg_runtime.geometry import VolumeGeometry
 
@@ -18,13 +18,14 @@ _SCANNER_ANATOMICAL = 1
 _COMPRESSION = 1  # twice as fast as 6 on label maps, and a third larger
 
 
-def write_nifti(path: Path, voxels: UInt8Array | Float32Array, geometry: VolumeGeometry) -> None:
+def write_nifti(path: Path, voxels: UInt8Array | UInt16Array | Float32Array, geometry: VolumeGeometry) -> None:
     """Write an array with its place in the patient as ``.nii.gz``; the same array always gives the same bytes.
 
     Args:
         path: File to write.
         voxels: Shape (z, y, x). uint8 labels are stored as they are; float32 in [0, 1] is stored as 16-bit integers
-            with slope 1 / 65535, so that the error is at most 1 / 131070. Axes in the file are (x, y, z).
+            with slope 1 / 65535, so that the error is at most 1 / 131070; uint16 is what was so stored before. Axes in
+            the file are (x, y, z).
         geometry: Grid of the voxels.
 
     Raises:
@@ -64,9 +65,11 @@ def require_nibabel() -> None:
         ) from error
 
 
-def _stored(voxels: UInt8Array | Float32Array) -> tuple[npt.NDArray[np.uint8] | npt.NDArray[np.uint16], float]:
+def _stored(voxels: UInt8Array | UInt16Array | Float32Array) -> tuple[UInt8Array | UInt16Array, float]:
     if voxels.dtype == np.uint8:
         return voxels.astype(np.uint8, copy=False), 1.0
+    if voxels.dtype == np.uint16:
+        return voxels.astype(np.uint16, copy=False), 1.0 / _SCALE
     # The comparison is false for NaN, so one test covers both.
     if voxels.dtype != np.float32 or not (voxels.min() >= 0.0 and voxels.max() <= 1.0):
         raise OutputError(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
-from ucseg_runtime.arrays import Float32Array, UInt8Array
+from ucseg_runtime.arrays import Float32Array, UInt8Array, UInt16Array
+from ucseg_runtime.errors import SegWriteError
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.manifest import SegmentClass
+
+UNCERTAINTY_SCALE = 65535
+"""Stored value of an uncertainty of 1."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Segmentation:
 
     Attributes:
         label_map: uint8, shape (z, y, x); 0 is background, others as in `classes`.
-        uncertainty: float32, shape (z, y, x), in [0, 1]; 1 = no evidence. Not calibrated.
+        uncertainty: float32, shape (z, y, x), in [0, 1]; 1 = no evidence. Not calibrated. Or uint16, that × 65535, once
+            writing is all that is left to do: see `ready_to_write`.
         probabilities: uint8, shape (foreground classes, z, y, x), probability × 255 in the order of `classes`; None
             unless asked for.
         geometry: Source grid.
@@ -45,11 +51,42 @@ class Segmentation:
     """
 
     label_map: UInt8Array
-    uncertainty: Float32Array
+    uncertainty: Float32Array | UInt16Array
     probabilities: UInt8Array | None
     geometry: VolumeGeometry
     classes: tuple[SegmentClass, ...]
     engine: EngineInfo
+
+
+def stored_uncertainty(uncertainty: Float32Array | UInt16Array) -> UInt16Array:
+    """Uncertainty × 65535, rounded: uint16, same shape, error at most 1 / 131070.
+
+    Args:
+        uncertainty: float32, shape (z, y, x), in [0, 1]; uint16 is what was stored before, and is returned as it is.
+
+    Raises:
+        SegWriteError: A value is not finite or outside [0, 1].
+    """
+    if uncertainty.dtype == np.uint16:
+        return cast(UInt16Array, uncertainty)
+    stored = np.empty(uncertainty.shape, dtype=np.uint16)
+    for number, (plane, target) in enumerate(zip(uncertainty, stored, strict=True), start=1):
+        # The comparison is false for NaN, so one test covers both.
+        if not (plane.min() >= 0.0 and plane.max() <= 1.0):
+            raise SegWriteError(
+                f"the uncertainty of slice {number} of {len(stored)} is not finite or not within [0, 1]"
+            )
+        target[...] = np.rint(plane * np.float32(UNCERTAINTY_SCALE))
+    return stored
+
+
+def ready_to_write(segmentation: Segmentation) -> Segmentation:
+    """The same with the uncertainty in the 16 bits that files have room for, which take half of the memory.
+
+    Raises:
+        SegWriteError: A value of the uncertainty is not finite or outside [0, 1].
+    """
+    return replace(segmentation, uncertainty=stored_uncertainty(segmentation.uncertainty))
 
 
 @dataclass(frozen=True)
@@ -72,7 +109,12 @@ class SegmentMeasurement:
 
 
 def measure(segmentation: Segmentation) -> tuple[SegmentMeasurement, ...]:
-    """Volume and mean uncertainty of every class, in the order of the labels, empty ones included."""
+    """Volume and mean uncertainty of every class, in the order of the labels, empty ones included.
+
+    Args:
+        segmentation: Its uncertainty in float32: rounded to 16 bits it would have other means.
+    """
+    assert segmentation.uncertainty.dtype == np.float32  # noqa: S101  (the order of statements in the series pipeline)
     bins = len(segmentation.classes) + 1
     voxels, uncertainty = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.float64)
     # Slice by slice: counting widens labels and weights to 8 bytes each.

@@ -22,7 +22,7 @@ from ucseg_runtime.dicom.selection import RejectedSeries, select_series
 from ucseg_runtime.dicom.series import SkippedFile, scan
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.model_folder import Model
-from ucseg_runtime.montage import write_montage
+from ucseg_runtime.montage import montage_png
 from ucseg_runtime.nifti import require_nibabel, write_nifti
 from ucseg_runtime.pipeline import Progress, segment_volume
 from ucseg_runtime.publish import (
@@ -37,7 +37,7 @@ from ucseg_runtime.publish import (
     space_needed,
     staged_results,
 )
-from ucseg_runtime.segmentation import EngineInfo, Segmentation, SegmentMeasurement, measure
+from ucseg_runtime.segmentation import EngineInfo, Segmentation, SegmentMeasurement, measure, ready_to_write
 from ucseg_runtime.version import __version__
 from ucseg_runtime.volume import Volume
 
@@ -123,24 +123,21 @@ def segment_series(
     with times.stage("scan"):
         found = scan(source)
         selection = select_series(found, model.manifest.modality, series_uid)
-    with times.stage("read"):
-        volume = read_volume(selection.chosen)
-        sources = source_headers(selection.chosen)
-    segmentation, network = _segment(volume, model, inference, progress, times)
-    identity = run_identity(model, segmentation.engine, inference, outputs)
-    measurements = measure(segmentation)
-    needed_bytes = space_needed(segmentation.geometry.shape, len(segmentation.classes), outputs)
+    results, network = _results(selection.chosen, model, inference, progress, times)
+    engine = network.info.engine
+    identity = run_identity(model, engine, inference, outputs)
+    needed_bytes = space_needed(results.segmentation.geometry.shape, len(results.segmentation.classes), outputs)
     with times.stage("write"), staged_results(folder, outputs.overwrite, needed_bytes) as staging:
-        _write_all(staging, volume, segmentation, measurements, sources, identity, outputs)
-        files = staging.publish(_record(selection.chosen, sources, identity, inference, outputs, measurements))
+        _write_all(staging, results, identity, outputs)
+        files = staging.publish(_record(selection.chosen, results, identity, inference, outputs))
     return SeriesResult(
         folder=folder,
         files=files,
         series=selection.chosen,
         rejected=selection.rejected,
         skipped=found.skipped,
-        measurements=measurements,
-        engine=segmentation.engine,
+        measurements=results.measurements,
+        engine=engine,
         engine_reason=network.info.reason,
         tiles=network.tiles,
         seconds=times.seconds,
@@ -160,6 +157,45 @@ def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, 
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Results:
+    """Everything that is written.
+
+    Attributes:
+        sources: Header of every slice.
+        segmentation: With the uncertainty as it is stored.
+        measurements: One per class.
+        picture: A PNG.
+    """
+
+    sources: Sequence[Dataset]
+    segmentation: Segmentation
+    measurements: tuple[SegmentMeasurement, ...]
+    picture: bytes
+
+
+def _results(
+    series: Series, model: Model, inference: InferenceOptions, progress: Progress | None, times: StageTimes
+) -> tuple[_Results, TimedBackend]:
+    """Read, segment and measure one series.
+
+    The volume and the uncertainty in float32, the largest arrays of a run, go with this function: writing is done
+    without them.
+    """
+    with times.stage("read"):
+        volume = read_volume(series)
+        sources = source_headers(series)
+    segmentation, network = _segment(volume, model, inference, progress, times)
+    with times.stage("measure"):
+        results = _Results(
+            sources=sources,
+            measurements=measure(segmentation),
+            picture=montage_png(volume, segmentation),
+            segmentation=ready_to_write(segmentation),
+        )
+    return results, network
+
+
 def _segment(
     volume: Volume, model: Model, inference: InferenceOptions, progress: Progress | None, times: StageTimes
 ) -> tuple[Segmentation, TimedBackend]:
@@ -174,45 +210,34 @@ def _segment(
     return segmentation, backend
 
 
-def _write_all(
-    staging: Staging,
-    volume: Volume,
-    segmentation: Segmentation,
-    measurements: Sequence[SegmentMeasurement],
-    sources: Sequence[Dataset],
-    identity: RunIdentity,
-    outputs: OutputOptions,
-) -> None:
+def _write_all(staging: Staging, results: _Results, identity: RunIdentity, outputs: OutputOptions) -> None:
+    """One object after the other; of each only its header is kept."""
     # Loading highdicom takes most of a second, which an input that is refused should not cost.
     from ucseg_runtime.dicom.pmap_writer import write_pmap
     from ucseg_runtime.dicom.seg_writer import write_seg
     from ucseg_runtime.dicom.sr_writer import write_sr
 
+    segmentation, sources = results.segmentation, results.sources
     seg = write_seg(staging.path(SEGMENTATION), segmentation, sources, identity, outputs.seg_type)
     pmap = write_pmap(staging.path(UNCERTAINTY), segmentation, sources, identity)
-    write_sr(staging.path(REPORT), segmentation, measurements, sources, identity, seg, pmap)
-    write_montage(staging.path(MONTAGE), volume, segmentation)
+    write_sr(staging.path(REPORT), segmentation, results.measurements, sources, identity, seg, pmap)
+    staging.path(MONTAGE).write_bytes(results.picture)
     if outputs.nifti:
         write_nifti(staging.path(LABELS_NIFTI), segmentation.label_map, segmentation.geometry)
         write_nifti(staging.path(UNCERTAINTY_NIFTI), segmentation.uncertainty, segmentation.geometry)
 
 
 def _record(
-    series: Series,
-    sources: Sequence[Dataset],
-    identity: RunIdentity,
-    inference: InferenceOptions,
-    outputs: OutputOptions,
-    measurements: Sequence[SegmentMeasurement],
+    series: Series, results: _Results, identity: RunIdentity, inference: InferenceOptions, outputs: OutputOptions
 ) -> dict[str, object]:
     """What proves that the series is done. No times, hosts or paths: equal runs write equal records."""
     return {
         "schema_version": 1,
         "study_uid": series.study_uid,
         "series_uid": series.series_uid,
-        "source_sop_uids": [str(source.SOPInstanceUID) for source in sources],
+        "source_sop_uids": [str(source.SOPInstanceUID) for source in results.sources],
         "notes": list(series.notes),
         "identity": asdict(identity),
         "settings": {"seg_type": outputs.seg_type, "nifti": outputs.nifti, "skip_air": inference.skip_air},
-        "measurements": [asdict(item) for item in measurements],
+        "measurements": [asdict(item) for item in results.measurements],
     }

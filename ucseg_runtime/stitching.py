@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ucseg_runtime.arrays import Float32Array, Slices3
+from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.base import TileOutput
 from ucseg_runtime.errors import BackendError
 from ucseg_runtime.manifest import Tiling
@@ -64,14 +64,6 @@ class Stitcher:
         self._sums = np.zeros((channels + 1, *sides), dtype=np.float32)  # probabilities, then uncertainty
         self._weights = np.zeros(sides, dtype=np.float32)
         self._added = 0
-        self._fill_unseen(plan.reach)
-
-    def _fill_unseen(self, reach: Slices3) -> None:
-        unseen = np.ones(self._weights.shape, dtype=bool)
-        unseen[reach] = False
-        self._weights[unseen] = 1.0
-        if len(self._sums) > 2:  # a foreground that is alone has no channel for background, and stays 0
-            self._sums[0][unseen] = 1.0
 
     def add(self, tiles: tuple[Tile, ...], output: TileOutput) -> tuple[Stitched, ...]:
         """Add the results of the next tiles of the plan, in the order of the plan.
@@ -106,6 +98,10 @@ class Stitcher:
     def _take(self, slices: int) -> Stitched:
         """Average the first slices of the canvas, and move the others to its beginning."""
         sums, weights = self._sums[:, :slices], self._weights[:slices]
+        unseen = weights == 0.0  # every tile gives all of its voxels a weight
+        weights[unseen] = 1.0
+        if len(sums) > 2:  # a foreground that is alone has no channel for background, and stays 0
+            sums[0][unseen] = 1.0
         taken = Stitched(self._first, sums[:-1] / weights, sums[-1] / weights)
         self._first += slices
         for canvas in (*self._sums, self._weights):

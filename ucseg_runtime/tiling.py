@@ -41,20 +41,6 @@ class TilePlan:
     tiles: tuple[Tile, ...]
     tiling: Tiling
 
-    @property
-    def reach(self) -> Slices3:
-        """The box of the volume that the tiles cover; the network never sees what lies outside."""
-        z, y, x = (
-            slice(max(min(starts), 0), min(max(starts) + tile, side))
-            for starts, tile, side in zip(
-                zip(*(tile.start for tile in self.tiles), strict=True),
-                self.tiling.tile_shape,
-                self.spatial_shape,
-                strict=True,
-            )
-        )
-        return z, y, x
-
     def batches(self, batch_size: int) -> Iterator[tuple[Tile, ...]]:
         """The tiles in order, `batch_size` at a time; the last batch may be smaller."""
         for first in range(0, len(self.tiles), batch_size):

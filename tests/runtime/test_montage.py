@@ -13,7 +13,7 @@ import pytest
 from tests import results
 from tests.phantoms import CtPhantom, all_orientations
 from ucseg_runtime.geometry import VolumeGeometry
-from ucseg_runtime.montage import montage, write_montage
+from ucseg_runtime.montage import montage, montage_png
 from ucseg_runtime.segmentation import Segmentation
 from ucseg_runtime.volume import Volume
 
@@ -65,7 +65,7 @@ def centre(mask: npt.NDArray[np.bool_]) -> tuple[float, float]:
 def test_png_holds_the_picture_and_nothing_but_pixels(tmp_path: Path) -> None:
     phantom = CtPhantom()
 
-    write_montage(tmp_path / "montage.png", volume_of(phantom), segmentation_of(phantom))
+    (tmp_path / "montage.png").write_bytes(montage_png(volume_of(phantom), segmentation_of(phantom)))
 
     data = (tmp_path / "montage.png").read_bytes()
     picture = cv2.imread(str(tmp_path / "montage.png"))
@@ -183,7 +183,7 @@ def test_patient_a_shows_lungs_dark_and_outlined(patient_a_folder: Path, tmp_pat
     labels[60:90, 200:300, 60:180] = 1
     segmentation = segmentation_on(volume.geometry, labels)
 
-    write_montage(tmp_path / "montage.png", volume, segmentation)
+    (tmp_path / "montage.png").write_bytes(montage_png(volume, segmentation))
 
     picture = cv2.imread(str(tmp_path / "montage.png"))
     assert picture is not None

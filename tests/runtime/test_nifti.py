@@ -14,6 +14,7 @@ from tests.phantoms import OBLIQUE, CtPhantom, all_orientations
 from tests.results import segmentation_of
 from ucseg_runtime.errors import BackendUnavailableError, OutputError
 from ucseg_runtime.nifti import ras_affine, require_nibabel, write_nifti
+from ucseg_runtime.segmentation import ready_to_write
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -59,6 +60,16 @@ def test_simpleitk_finds_every_voxel_at_the_same_lps_point(tmp_path: Path) -> No
     for index in ((0, 0, 0), (9, 39, 47), (3, 7, 11)):
         point = image.TransformIndexToPhysicalPoint(index[::-1])
         np.testing.assert_allclose(point, phantom.geometry.lps_from_index(index), atol=1e-3)
+
+
+def test_uncertainty_that_is_ready_to_write_gives_the_same_file(tmp_path: Path) -> None:
+    segmentation = segmentation_of(CtPhantom())
+    for name, uncertainty in (
+        ("float", segmentation.uncertainty),
+        ("stored", ready_to_write(segmentation).uncertainty),
+    ):
+        write_nifti(tmp_path / f"{name}.nii.gz", uncertainty, segmentation.geometry)
+    assert (tmp_path / "stored.nii.gz").read_bytes() == (tmp_path / "float.nii.gz").read_bytes()
 
 
 def test_uncertainty_is_read_back_within_half_a_step(tmp_path: Path) -> None:

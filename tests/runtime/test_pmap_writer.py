@@ -14,8 +14,9 @@ from pydicom.dataelem import DataElement
 
 from tests.phantoms import OBLIQUE, CtPhantom
 from tests.results import IDENTITY, conformance, frames_of, segmentation_of, sources_of
-from ucseg_runtime.dicom.pmap_writer import stored_uncertainty, write_pmap
+from ucseg_runtime.dicom.pmap_writer import write_pmap
 from ucseg_runtime.errors import SegWriteError
+from ucseg_runtime.segmentation import ready_to_write, stored_uncertainty
 
 PHANTOMS = {
     "axial": CtPhantom(),
@@ -102,6 +103,16 @@ def test_both_ends_of_the_range_are_stored_exactly() -> None:
     uncertainty = np.array([[[0.0, 1.0]]], dtype=np.float32)
 
     np.testing.assert_array_equal(stored_uncertainty(uncertainty), [[[0, 65535]]])
+
+
+def test_uncertainty_that_is_ready_to_write_gives_the_same_file(tmp_path: Path, phantom: CtPhantom) -> None:
+    segmentation, sources = segmentation_of(phantom), sources_of(phantom)
+    write_pmap(tmp_path / "float.dcm", segmentation, sources, IDENTITY)
+    ready = ready_to_write(segmentation)
+    assert ready.uncertainty.dtype == np.uint16
+    assert stored_uncertainty(ready.uncertainty) is ready.uncertainty
+    write_pmap(tmp_path / "stored.dcm", ready, sources, IDENTITY)
+    assert (tmp_path / "stored.dcm").read_bytes() == (tmp_path / "float.dcm").read_bytes()
 
 
 def test_nothing_is_written_when_the_uncertainty_is_refused(tmp_path: Path) -> None:

@@ -163,3 +163,24 @@ def test_plans_with_gaps_and_repeated_layers_lose_no_slice(starts: list[int], ba
     with np.errstate(invalid="ignore"):  # nothing covers the gaps
         parts = list(stitched_parts(plan, random_output(plan, 1), batch_size))
     assert [index for slices in parts for index in range(slices.first, slices.stop)] == list(range(33))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_no_tile_covers_is_background_without_uncertainty(channels: int) -> None:
+    region = (slice(9, 20), slice(10, 18), slice(0, 4))
+    plan = plan_tiles((40, 40, 4), Tiling(tile_shape=(8, 8, 4), overlap=0.25), region)
+    canvas = Stitcher(plan, channels)
+    parts: list[Stitched] = []
+    for tile in plan.tiles:
+        foreground = np.full((1, channels, *tile.shape), 1.0 if channels == 1 else 0.0, dtype=np.float32)
+        foreground[:, -1] = 1.0
+        uncertainty = np.full((1, 1, *tile.shape), 0.5, dtype=np.float32)
+        parts += canvas.add((tile,), TileOutput(foreground, uncertainty))
+    found = joined(parts, slice(0, 40))
+    covered = found.uncertainty > 0.0
+    assert covered[region].all()
+    assert not covered[:8].any()
+    assert not covered[30:].any()
+    assert (found.probabilities[-1] == covered).all()
+    if channels > 1:
+        assert (found.probabilities[0] == ~covered).all()

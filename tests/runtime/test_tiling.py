@@ -72,7 +72,6 @@ def test_region_is_covered_by_tiles_that_leave_the_volume_only_where_they_must(
     assert len(starts) <= len(axis_starts(side, tile, overlap))
     if tile <= side:
         assert 0 <= min(starts) <= max(starts) <= side - tile
-    assert plan.reach[2] == slice(int(np.flatnonzero(covered)[0]), int(np.flatnonzero(covered)[-1]) + 1)
 
 
 def test_region_that_saves_no_tile_changes_nothing() -> None:

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import highdicom as hd
-import numpy as np
-import numpy.typing as npt
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from ucseg_runtime.arrays import Float32Array
+from ucseg_runtime.arrays import UInt16Array
 from ucseg_runtime.dicom.codes import EVIDENTIAL_UNCERTAINTY, NO_UNITS, private_scheme
 from ucseg_runtime.dicom.derived_object import (
     PlacedFrame,
@@ -22,14 +20,14 @@ from ucseg_runtime.dicom.derived_object import (
     save,
 )
 from ucseg_runtime.dicom.equipment import equipment
+from ucseg_runtime.dicom.frame_stream import frame_stream
 from ucseg_runtime.dicom.source_study import SourceStudy, source_study
 from ucseg_runtime.errors import SegWriteError
 from ucseg_runtime.identity import RunIdentity
-from ucseg_runtime.segmentation import Segmentation
+from ucseg_runtime.segmentation import UNCERTAINTY_SCALE as SCALE
+from ucseg_runtime.segmentation import Segmentation, stored_uncertainty
 
 SERIES_NUMBER = 902
-SCALE = 65535
-"""Stored value of an uncertainty of 1."""
 
 _KIND = "uncertainty"
 _UNPAIRED = frozenset(
@@ -48,7 +46,7 @@ def write_pmap(
 
     Args:
         path: File to write.
-        segmentation: Its uncertainty is written.
+        segmentation: Its uncertainty is written; in float32 it is stored in 16 bits first.
         sources: Source headers without pixel data, one per slice in the order of the z axis.
         identity: What computed the result.
 
@@ -70,31 +68,23 @@ def write_pmap(
     return read_header(path)
 
 
-def stored_uncertainty(uncertainty: Float32Array) -> npt.NDArray[np.uint16]:
-    """Uncertainty × 65535, rounded: uint16, same shape, error at most 1 / 131070.
+def _parametric_map(stored: UInt16Array, study: SourceStudy, identity: RunIdentity) -> Dataset:
+    """Let highdicom describe frames of one pixel, and put the real frames in their place.
 
-    Args:
-        uncertainty: float32, shape (z, y, x), in [0, 1].
-
-    Raises:
-        SegWriteError: A value is not finite or outside [0, 1].
+    It would copy all frames twice, and pydicom once more to write them.
     """
-    stored = np.empty(uncertainty.shape, dtype=np.uint16)
-    for number, (plane, target) in enumerate(zip(uncertainty, stored, strict=True), start=1):
-        # The comparison is false for NaN, so one test covers both.
-        if not (plane.min() >= 0.0 and plane.max() <= 1.0):
-            raise SegWriteError(
-                f"the uncertainty of slice {number} of {len(stored)} is not finite or not within [0, 1]"
-            )
-        target[...] = np.rint(plane * np.float32(SCALE))
-    return stored
+    dataset = _description(stored[:, :1, :1], study.with_frames_of_one_pixel(), identity)
+    _, dataset.Rows, dataset.Columns = stored.shape
+    order = [study.slice_of(group) for group in dataset.PerFrameFunctionalGroupsSequence]
+    dataset.PixelData = frame_stream([stored[z].astype("<u2", copy=False) for z in order])
+    return dataset
 
 
-def _parametric_map(stored: npt.NDArray[np.uint16], study: SourceStudy, identity: RunIdentity) -> Dataset:
+def _description(pixels: UInt16Array, study: SourceStudy, identity: RunIdentity) -> Dataset:
     device = equipment(identity)
     dataset: Dataset = hd.pm.ParametricMap(
         source_images=study.frames,
-        pixel_array=stored,
+        pixel_array=pixels,
         series_instance_uid=study.uids.of_output(f"{_KIND} series"),
         series_number=SERIES_NUMBER,
         sop_instance_uid=study.uids.of_output(f"{_KIND} instance"),

@@ -67,6 +67,7 @@ def write_seg(
         dataset = _BUILDERS[seg_type](segmentation, study, identity)
         finish(dataset, study, _kind(seg_type))
     save(dataset, path)
+    del dataset  # or there would be two of it while it is read back
     _check_read_back(path, segmentation, seg_type)
     return read_header(path)
 
@@ -100,11 +101,10 @@ def _fractional(segmentation: Segmentation, study: SourceStudy, identity: RunIde
     """
     probabilities = _probabilities(segmentation)
     occupied = np.any(probabilities, axis=(2, 3)).T.astype(np.uint8)[:, None, None, :]  # (z, 1, 1, classes)
-    dataset = _segmentation(occupied, segmentation, _one_pixel(study), identity, "fractional")
-    slices = {frame.SOPInstanceUID: z for z, frame in enumerate(study.frames)}
+    dataset = _segmentation(occupied, segmentation, study.with_frames_of_one_pixel(), identity, "fractional")
     frames = [
-        encode_frame(probabilities[segment - 1, slices[source]], RLELossless, 8, 8, "MONOCHROME2")
-        for segment, source in map(_segment_and_source, dataset.PerFrameFunctionalGroupsSequence)
+        encode_frame(probabilities[_segment_of(group) - 1, study.slice_of(group)], RLELossless, 8, 8, "MONOCHROME2")
+        for group in dataset.PerFrameFunctionalGroupsSequence
     ]
     _, dataset.Rows, dataset.Columns = segmentation.geometry.shape
     dataset.SegmentsOverlap = "UNDEFINED"
@@ -174,20 +174,8 @@ def _probabilities(segmentation: Segmentation) -> UInt8Array:
     return segmentation.probabilities
 
 
-def _one_pixel(study: SourceStudy) -> SourceStudy:
-    """The same study with frames of one pixel at the same positions."""
-    frames = []
-    for frame in study.frames:
-        small = Dataset()
-        small.update(frame)
-        small.Rows = small.Columns = 1
-        frames.append(small)
-    return SourceStudy(study.header, tuple(frames), study.uids, study.date, study.time)
-
-
-def _segment_and_source(group: Dataset) -> tuple[int, str]:
-    source = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
-    return int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber), source
+def _segment_of(group: Dataset) -> int:
+    return int(group.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
 
 
 def _check_read_back(path: Path, segmentation: Segmentation, seg_type: SegType) -> None:

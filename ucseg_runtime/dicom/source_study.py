@@ -11,8 +11,9 @@ import logging
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
@@ -139,6 +140,25 @@ class SourceStudy:
     uids: UidSource
     date: str
     time: str
+
+    def with_frames_of_one_pixel(self) -> SourceStudy:
+        """The same with frames of one pixel at the same positions: highdicom copies every pixel that it is given."""
+        frames = []
+        for frame in self.frames:
+            small = Dataset()
+            small.update(frame)
+            small.Rows = small.Columns = 1
+            frames.append(small)
+        return replace(self, frames=tuple(frames))
+
+    def slice_of(self, group: Dataset) -> int:
+        """Z index of the frame that an item of the Per-Frame Functional Groups was derived from."""
+        source = group.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        return self._slices[source]
+
+    @cached_property
+    def _slices(self) -> dict[str, int]:
+        return {frame.SOPInstanceUID: z for z, frame in enumerate(self.frames)}
 
 
 def source_study(sources: Sequence[Dataset], geometry: VolumeGeometry, identity: RunIdentity) -> SourceStudy:

@@ -1,0 +1,48 @@
+"""Frames of a multi-frame object as a stream that is written in pieces, without a second copy of all of them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def frame_stream(frames: Sequence[npt.NDArray[np.generic]]) -> io.BufferedReader:
+    """The bytes of all frames, one after the other, as a value of Pixel Data that pydicom reads while it writes.
+
+    Args:
+        frames: C-contiguous, little endian, all of one size; they must not change until the object is written.
+    """
+    return io.BufferedReader(_RawFrames(frames))
+
+
+class _RawFrames(io.RawIOBase):
+    def __init__(self, frames: Sequence[npt.NDArray[np.generic]]) -> None:
+        super().__init__()
+        self._frames = frames
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        size = sum(frame.nbytes for frame in self._frames)
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: size}[whence]
+        return self._position
+
+    def readinto(self, target: Any) -> int:  # noqa: ANN401  (whatever has a writable buffer)
+        number, skipped = divmod(self._position, self._frames[0].nbytes)
+        if number >= len(self._frames):
+            return 0
+        source = self._frames[number].data.cast("B")[skipped:]
+        size = min(len(target), len(source))
+        target[:size] = source[:size]
+        self._position += size
+        return size
