@@ -44,13 +44,8 @@ def find_components(label_map: UInt8Array) -> Components:
         label_map: uint8, C-contiguous, shape (z, y, x).
     """
     flat = label_map.reshape(-1)
-    depth, height, width = label_map.shape
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    row_starts = np.arange(0, flat.size + 1, width)
-    borders = np.union1d(changes, row_starts)
-    starts, ends = borders[:-1], borders[1:]
-    foreground = flat[starts] > 0
-    starts, ends = starts[foreground], ends[foreground]
+    _, height, width = label_map.shape
+    starts, ends = _foreground_runs(label_map)
     if not len(starts):
         return Components(starts, ends, np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(0, np.int64))
     # Rows are laid out in a frame of empty columns and rows: an index difference is then the same step everywhere.
@@ -84,6 +79,20 @@ def erase(label_map: UInt8Array, components: Components, rejected: npt.NDArray[n
     chosen = rejected[components.component_of]
     for start, end in zip(components.starts[chosen].tolist(), components.ends[chosen].tolist(), strict=True):
         flat[start:end] = 0
+
+
+def _foreground_runs(label_map: UInt8Array) -> tuple[_Indices, _Indices]:
+    """First flat index of every run of equal labels but 0 within a row, and the one after its last, in index order."""
+    height, width = label_map.shape[1:]
+    row_starts = np.arange(0, height * width + 1, width)
+    starts, ends = [], []
+    for z, plane in enumerate(label_map):  # plane by plane: a mask of all changes would take a byte a voxel
+        flat = plane.reshape(-1)
+        borders = np.union1d(np.flatnonzero(flat[1:] != flat[:-1]) + 1, row_starts)
+        foreground = flat[borders[:-1]] > 0
+        starts.append(borders[:-1][foreground] + z * flat.size)
+        ends.append(borders[1:][foreground] + z * flat.size)
+    return np.concatenate(starts), np.concatenate(ends)
 
 
 def _touching(first: _Indices, last: _Indices, step: int) -> tuple[_Indices, _Indices]:
