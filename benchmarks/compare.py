@@ -2,15 +2,15 @@
 
     python benchmarks/compare.py [--size slim] [--n 5] [--precision f32 --precision bf16] [--with compile]
 
-Contenders: ucseg on every engine and precision asked for, with the same tiles as the others (all of the volume) and, as
-``own plan``, with those that it takes by itself (air around the patient skipped where that saves tiles); MONAI's sliding window around torch eager, and with
-``--with compile`` around torch.compile; nnU-Net's predictor driving the same networks, where nnunetv2 is installed; and
-upstream's window protocol (strides 18, 18, 4) on one crop, scaled by the number of windows. Every run is a process of
-its own; runs take turns, so that what else the machine does hits all alike. ``ratios`` are medians divided by the
-median of the first ucseg row; ``dice`` compares the masks of every contender, label by label, with those of
-MONAI around torch eager and of nnU-Net's predictor. Where tiles do not fit a volume exactly, ucseg and nnU-Net spread
-them evenly and MONAI moves the last one back; the crop of ``full`` has one plan for all. nnU-Net adds up in half
-precision, which shows in masks of random weights.
+Contenders: ucseg on every engine and precision asked for, with the same tiles as the others (all of the volume) and,
+as ``own plan``, with those that it takes by itself (air around the patient skipped where that saves tiles); MONAI's
+sliding window around torch eager, and with ``--with compile`` around torch.compile; nnU-Net's predictor driving the
+same networks, where nnunetv2 is installed; and upstream's window protocol (strides 18, 18, 4) on one crop, scaled by
+the number of windows. Every run is a process of its own; runs take turns, so that what else the machine does hits all
+alike. ``ratios`` are medians divided by the median of the first ucseg row; ``dice`` compares the masks of every
+contender, label by label, with those of MONAI around torch eager and of nnU-Net's predictor. Where tiles do not fit a
+volume exactly, ucseg and nnU-Net spread them evenly and MONAI moves the last one back; the crop of ``full`` has one
+plan for all. nnU-Net adds up in half precision, which shows in masks of random weights.
 
 Besides a SEG, ucseg writes uncertainty, measurements and a picture, and checks all of it; the others write a SEG.
 """
