@@ -12,8 +12,8 @@ import numpy.typing as npt
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.graphs import engine_tile_shape
 from ucseg_runtime.errors import InputError, TileShapeError
+from ucseg_runtime.intensity import apply_intensity, intensity_map
 from ucseg_runtime.manifest import ModelSpec
-from ucseg_runtime.preprocess import apply_intensity
 from ucseg_runtime.tiling import Tile, plan_tiles
 from ucseg_training.data.case import Case, load_case
 
@@ -50,7 +50,8 @@ def phantom_tiles(spec: ModelSpec, count: int, seed: int = 0) -> TileSet:
     """
     rng = np.random.default_rng(seed)
     bodies = [_body(spec.tiling.tile_shape, spec.preprocessing.padding_value, rng) for _ in range(count)]
-    return TileSet(f"phantom ({count})", _as_input(bodies, spec))
+    tiles = [apply_intensity(body, spec.preprocessing.intensity) for body in bodies]
+    return TileSet(f"phantom ({count})", _as_batch(tiles, spec))
 
 
 def case_tiles(spec: ModelSpec, folder: Path, per_case: int) -> TileSet:
@@ -70,10 +71,12 @@ def case_tiles(spec: ModelSpec, folder: Path, per_case: int) -> TileSet:
     tiles = []
     for ordinal, path in enumerate(paths, start=1):
         case = _load(path, f"case {ordinal} of {len(paths)}")
+        # A rule may look at the whole volume, of which a tile is a part.
+        to_input = intensity_map(case.voxels, spec.preprocessing.intensity)
         plan = plan_tiles(case.geometry.shape, spec.tiling).tiles
         chosen = np.linspace(0, len(plan) - 1, min(per_case, len(plan))).round().astype(int)
-        tiles += [_cut(case.voxels, plan[index], spec.preprocessing.padding_value) for index in chosen]
-    return TileSet(f"real ({len(tiles)} of {len(paths)} cases)", _as_input(tiles, spec))
+        tiles += [to_input(_cut(case.voxels, plan[index], spec.preprocessing.padding_value)) for index in chosen]
+    return TileSet(f"real ({len(tiles)} of {len(paths)} cases)", _as_batch(tiles, spec))
 
 
 def tiles_from_file(spec: ModelSpec, path: Path) -> TileSet:
@@ -128,9 +131,9 @@ def _body(shape: tuple[int, int, int], air: float, rng: np.random.Generator) -> 
     return body + rng.normal(0.0, _NOISE_HU, size=shape).astype(np.float32)
 
 
-def _as_input(volumes: list[Float32Array], spec: ModelSpec) -> Float32Array:
-    """Volumes (z, y, x) in modality units as a batch for the network; every channel gets the same image."""
-    batch = np.stack([apply_intensity(volume, spec.preprocessing.intensity) for volume in volumes])[:, None]
+def _as_batch(tiles: list[Float32Array], spec: ModelSpec) -> Float32Array:
+    """Tiles (z, y, x) in network input units as a batch for the network; every channel gets the same image."""
+    batch = np.stack(tiles)[:, None]
     turned = batch if spec.tiling.axis_order == "zyx" else batch.transpose(0, 1, 4, 3, 2)
     return np.ascontiguousarray(np.repeat(turned, spec.channels, axis=1))
 

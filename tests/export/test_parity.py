@@ -29,6 +29,7 @@ from ucseg_export.parity_tiles import TileSet, case_tiles, phantom_tiles, random
 from ucseg_export.to_onnx import onnx_graphs
 from ucseg_runtime.backends.graphs import GRAPHS
 from ucseg_runtime.errors import AccuracyGateError, ArtifactMismatchError, InputError, TileShapeError
+from ucseg_runtime.intensity import ZScore
 from ucseg_runtime.manifest import ModelSpec, ParityRow
 from ucseg_runtime.preprocess import apply_intensity
 from ucseg_training.data.case import save_case
@@ -147,6 +148,20 @@ def test_case_tiles_are_the_cases_voxels_in_network_units(softmax: Exported, tmp
     assert found.tiles.shape == (6, 1, 32, 32, 32)
     assert found.name == "real (6 of 2 cases)"
     np.testing.assert_array_equal(found.tiles[0, 0, 4:28, :, :], expected[:, :32, :32])
+
+
+def test_rule_that_looks_at_the_volume_sees_all_of_the_case(softmax: Exported, tmp_path: Path) -> None:
+    case = block_case()
+    save_case(case, tmp_path / "only.npz")
+    rule = ZScore(over="all")
+    preprocessing = softmax.spec.preprocessing.model_copy(update={"intensity": rule})
+    spec = softmax.spec.model_copy(update={"preprocessing": preprocessing})
+
+    found = case_tiles(spec, tmp_path, per_case=1)
+
+    inside = found.tiles[0, 0, 4:28, :, :]
+    np.testing.assert_array_equal(inside, apply_intensity(case.voxels, rule)[:, :32, :32])
+    assert abs(float(inside.mean())) > 0.01, "a tile by itself would have a mean of 0"
 
 
 def turned(spec: ModelSpec) -> ModelSpec:
