@@ -140,6 +140,19 @@ def test_pancreas_ct_from_dicom_and_nifti(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sample.label_map, phantom.labels == 1)
 
 
+def test_pancreas_ct_from_whole_volumes_is_cut_around_its_label_along_every_axis(tmp_path: Path) -> None:
+    geometry = centred_geometry((200, 180, 190), (1.0, 1.0, 1.0), AXIAL)
+    labels = block_labels(geometry.shape, np.s_[60:160, 100:104, 80:100])
+    write_nifti(tmp_path / "0001.nii.gz", np.zeros(geometry.shape, np.int16), geometry)
+    write_nifti(tmp_path / "label0001.nii.gz", labels, geometry)
+    (tmp_path / "cases.csv").write_text("name,image,label\nPANCREAS_0001,0001.nii.gz,label0001.nii.gz\n")
+    sample = prepare("pancreas_ct", tmp_path, source=tmp_path / "cases.csv").of("train")[0].load()
+    # Sides of the label's box, at least 96, and 25 voxels on either side.
+    assert sample.spatial_shape == (100 + 50, 96 + 50, 96 + 50)
+    assert sample.label_map is not None
+    assert int(sample.label_map.sum()) == 100 * 4 * 20
+
+
 def brain(seed: int) -> npt.NDArray[np.float32]:
     voxels = np.zeros((10, 20, 22), np.float32)
     voxels[2:8, 3:17, 4:19] = random_volume(seed, (6, 14, 15), 1.0, 2000.0)
