@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import pytest
 from medpy.metric import binary as medpy_binary
 from scipy import ndimage
 
-from ucseg_runtime.arrays import BoolArray, Float32Array, UInt8Array
+from ucseg_runtime.arrays import BoolArray, Float32Array
 from ucseg_runtime.errors import InputError, ModelError
 from ucseg_training.paper_protocol import (
     STRIDES,
@@ -21,11 +20,10 @@ from ucseg_training.paper_protocol import (
     VoxelScores,
     axis_padding,
     decide,
-    read_colour,
-    read_colour_mask,
+    resize_nearest,
     score_as_paper,
     segment_acdc,
-    segment_colour,
+    segment_planes,
     slide,
     window_starts,
 )
@@ -313,64 +311,24 @@ def test_volume_that_cannot_be_tiled_is_an_input_error(shape: tuple[int, ...], b
         slide(np.zeros(shape, dtype=np.float32), _constant(0.5), (4, 4, 4), (1, 1, 1), batch_size)
 
 
-def test_colour_image_becomes_blue_first_on_the_networks_grid() -> None:
-    image = np.zeros((448, 672, 3), dtype=np.uint8)
-    image[..., 0], image[..., 1], image[..., 2] = 255, 51, 0
-    image[2::4, :, 2] = 102
-    found = read_colour(image)
-    assert found.shape == (3, 1, 224, 224)
-    assert found.dtype == np.float32
-    assert found.flags.c_contiguous
-    blue, green, red = found[:, 0]
-    # Every second row is taken, so every second one of those is a row of 102.
-    np.testing.assert_allclose(blue, np.tile(np.array([[0.0], [0.4]]), (112, 224)), atol=1e-7)
-    np.testing.assert_allclose(green, 0.2, atol=1e-7)
-    assert (red == 1.0).all()
-
-
-@pytest.mark.parametrize("height", [112, 150, 224, 500])
+@pytest.mark.parametrize("height", [112, 150, 224, 448, 500])
 def test_nearest_neighbour_is_the_pixel_that_the_index_falls_into(height: int) -> None:
-    image = np.zeros((height, 224, 3), dtype=np.uint8)
-    image[...] = (np.arange(height) % 251)[:, None, None]
-    rows = np.arange(224) * height // 224
-    np.testing.assert_allclose(read_colour(image)[0, 0, :, 0] * 255.0, rows % 251, atol=1e-4)
+    planes = np.zeros((2, height, 224), dtype=np.uint8)
+    planes[1] = (np.arange(height) % 251)[:, None]
+    found = resize_nearest(planes, 224)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found[1, :, 0], np.arange(224) * height // 224 % 251)
+    assert not found[0].any()
 
 
-def test_colour_mask_is_foreground_above_one_half() -> None:
-    mask = np.repeat(np.repeat(np.array([[0, 127], [128, 255]], dtype=np.uint8), 300, axis=0), 200, axis=1)
-    found = read_colour_mask(mask)
-    assert found.shape == (224, 224)
-    assert found.dtype == np.bool_
-    assert not found[:112].any()
-    assert found[112:].all()
-
-
-def test_colour_image_is_segmented_by_its_foreground_channel_without_clean_up() -> None:
-    image = np.zeros((224, 224, 3), dtype=np.uint8)
-    image[10:20, 30:50, 0], image[100:102, 3:5, 0], image[60:80, 60:80, 0] = 200, 200, 127
+def test_picture_is_segmented_by_its_foreground_channel_without_clean_up_unless_asked() -> None:
+    image = np.zeros((3, 1, 224, 224), dtype=np.float32)
+    image[2, 0, 10:20, 30:50], image[2, 0, 100:102, 3:5], image[2, 0, 60:80, 60:80] = 0.8, 0.8, 0.5
     predict, seen = _spying(lambda tiles: tiles[:, 2:])
-    np.testing.assert_array_equal(segment_colour(image, predict), image[..., 0] == 200)
+    np.testing.assert_array_equal(segment_planes(image, predict, 224), image[2] > 0.5)
     assert [tiles.shape for tiles in seen] == [(1, 3, 1, 224, 224)]
-
-
-def test_two_channels_for_one_object_are_a_model_error() -> None:
-    with pytest.raises(ModelError, match="returned 2 channels"):
-        segment_colour(np.zeros((8, 8, 3), dtype=np.uint8), _constant(0.5, 0.5))
-
-
-@pytest.mark.parametrize(
-    ("read", "image"),
-    [
-        pytest.param(read_colour, np.zeros((8, 8), np.uint8), id="grey image"),
-        pytest.param(read_colour, np.zeros((8, 8, 4), np.uint8), id="transparent image"),
-        pytest.param(read_colour, np.zeros((8, 8, 3), np.float32), id="image of floats"),
-        pytest.param(read_colour_mask, np.zeros((8, 8, 3), np.uint8), id="colour mask"),
-        pytest.param(read_colour_mask, np.zeros((8, 8), np.bool_), id="boolean mask"),
-    ],
-)
-def test_other_pictures_are_an_input_error(read: Callable[[UInt8Array], object], image: UInt8Array) -> None:
-    with pytest.raises(InputError, match=r"was given; expected uint8 of shape \(y, x"):
-        read(image)
+    largest = segment_planes(image, predict, 224, largest_component=True)
+    assert largest.sum() == 10 * 20
 
 
 def _grey_levels(tiles: Float32Array) -> Float32Array:

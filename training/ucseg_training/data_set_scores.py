@@ -9,13 +9,14 @@ from typing import Literal
 from ucseg_runtime.errors import InputError
 from ucseg_training.data.case_list import CaseEntry, find_cases
 from ucseg_training.data.dataset_spec import DatasetSpec
-from ucseg_training.data.preparation import prepare_case
+from ucseg_training.data.preparation import in_input_units, prepare_case
 from ucseg_training.data.presets import load_dataset_spec
 from ucseg_training.data.readers import read_case
 from ucseg_training.evaluate import (
     Scorable,
     evaluate_acdc_as_paper,
     evaluate_as_paper,
+    evaluate_planes_as_paper,
     evaluate_sample,
     load_scorable,
 )
@@ -59,11 +60,16 @@ def score_data_set(
 def _score(
     model: Scorable, entry: CaseEntry, spec: DatasetSpec, paper: bool, largest_component: bool | None
 ) -> Iterator[ScoreRow]:
-    if paper and spec.dim == 2 and spec.activation == "softmax":
+    if paper and spec.dim == 2:
         source = read_case(entry, spec)
         if source.label_map is None:
             raise InputError(f"{entry.where} has no label to be scored against.")
-        return evaluate_acdc_as_paper(model, entry.name, source.image.voxels[0], source.label_map)
+        image = in_input_units(source, spec)
+        if spec.activation == "softmax":
+            return evaluate_acdc_as_paper(model, entry.name, image[0], source.label_map)
+        return evaluate_planes_as_paper(
+            model, entry.name, image, source.label_map, largest_component=bool(largest_component)
+        )
     sample = prepare_case(entry, spec).sample
     if paper:
         return evaluate_as_paper(model, sample, largest_component=largest_component)

@@ -23,7 +23,16 @@ from ucseg_training.data.case import Case, bit
 from ucseg_training.data.sample import Sample
 from ucseg_training.metrics import score_masks
 from ucseg_training.nets import DualNet
-from ucseg_training.paper_protocol import Predict, decide, score_as_paper, segment_acdc, slide
+from ucseg_training.paper_protocol import (
+    EmptyPrediction,
+    Predict,
+    decide,
+    resize_nearest,
+    score_as_paper,
+    segment_acdc,
+    segment_planes,
+    slide,
+)
 from ucseg_training.precision import computes_in_bfloat16
 from ucseg_training.scoring import ScoreRow, score_row
 from ucseg_training.torch_backend import DECIDED, Decided, TorchBackend
@@ -127,28 +136,39 @@ def evaluate_as_paper(
     *,
     largest_component: bool | None = None,
 ) -> Iterator[ScoreRow]:
-    """Scores of a prepared volume or picture by the paper's windows, rules and metrics, in voxels.
+    """Scores of a prepared volume by the paper's windows, rules and metrics, in voxels.
 
     Args:
-        model: The trio.
-        sample: With complete labels; a picture at the side that the networks take.
+        model: A trio for volumes.
+        sample: With complete labels.
         outputs: Which outputs of the trio are scored; the paper scores the fused one.
-        largest_component: Whether only the largest component of every class counts; None: for volumes with one class,
-            as the paper does.
+        largest_component: Whether only the largest component of every class counts; None: if there is one class, as
+            the paper does.
     """
-    truth, volumes = _label_map(sample), model.spec.dim == 3
+    truth = _label_map(sample)
     if largest_component is None:
-        largest_component = volumes and len(model.spec.classes) == 1
+        largest_component = len(model.spec.classes) == 1
     for output in outputs:
-        if volumes:
-            mean = slide(sample.image, model.predict(output), model.spec.tiling.tile_shape)
-            found = decide(mean, largest_component=largest_component)
-        else:
-            mean = model.predict(output)(_planes(sample.image)[None])[0]
-            found = decide(mean, largest_component=largest_component)
-        for item in model.spec.classes:
-            scores = score_as_paper(found == item.label, truth == item.label, "worst" if volumes else "undefined")
-            yield score_row(sample.name, item.name, output, scores)
+        mean = slide(sample.image, model.predict(output), model.spec.tiling.tile_shape)
+        found = decide(mean, largest_component=largest_component)
+        yield from _rows_as_paper(model, sample.name, output, found, truth, "worst")
+
+
+def evaluate_planes_as_paper(
+    model: Scorable, name: str, image: Float32Array, truth: UInt8Array, *, largest_component: bool = False
+) -> Iterator[ScoreRow]:
+    """Scores of a picture at the side of the networks' tile by the paper's rules, in pixels of that grid.
+
+    Args:
+        model: A trio for planes.
+        name: Of the case.
+        image: float32, shape (channels, z, y, x), network input units, on its own grid.
+        truth: uint8, shape (z, y, x) of the image.
+        largest_component: Whether only the largest component of every class counts.
+    """
+    side = model.spec.tiling.tile_shape[2]
+    found = segment_planes(image, model.predict("fused"), side, largest_component=largest_component)
+    yield from _rows_as_paper(model, name, "fused", found, resize_nearest(truth, side), "undefined")
 
 
 def evaluate_acdc_as_paper(model: Scorable, name: str, voxels: Float32Array, truth: UInt8Array) -> Iterator[ScoreRow]:
@@ -160,9 +180,15 @@ def evaluate_acdc_as_paper(model: Scorable, name: str, voxels: Float32Array, tru
         voxels: float32, shape (z, y, x), in [0, 1].
         truth: uint8, same shape.
     """
-    found = segment_acdc(voxels, model.predict("fused"))
+    yield from _rows_as_paper(model, name, "fused", segment_acdc(voxels, model.predict("fused")), truth, "zero")
+
+
+def _rows_as_paper(
+    model: Scorable, name: str, output: Decided, found: UInt8Array, truth: UInt8Array, on_empty: EmptyPrediction
+) -> Iterator[ScoreRow]:
     for item in model.spec.classes:
-        yield score_row(name, item.name, "fused", score_as_paper(found == item.label, truth == item.label, "zero"))
+        scores = score_as_paper(found == item.label, truth == item.label, on_empty)
+        yield score_row(name, item.name, output, scores)
 
 
 def _deployed_labels(model: Scorable, sample: Sample, output: Decided) -> UInt8Array:

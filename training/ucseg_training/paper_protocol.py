@@ -36,7 +36,6 @@ four 0, as upstream for ACDC, which flatters the distances; ``undefined``: the d
 STRIDES: tuple[int, int, int] = (4, 18, 18)
 """Upstream's strides along (z, y, x), whatever the tile: 18, 18, 4 in its own order."""
 
-COLOUR_SIDE = 224
 ACDC_SIDE = 256
 
 _Plane = TypeVar("_Plane", Float32Array, UInt8Array)
@@ -187,66 +186,34 @@ def decide(probabilities: Float32Array, *, largest_component: bool) -> UInt8Arra
     return label_map
 
 
-def read_colour(image_rgb: UInt8Array) -> Float32Array:
-    """A colour image as upstream's 2D networks take it.
+def segment_planes(image: Float32Array, predict: Predict, side: int, *, largest_component: bool = False) -> UInt8Array:
+    """Labels of planes on the grid on which upstream scores them, against `resize_nearest` of their reference.
 
     Args:
-        image_rgb: uint8, shape (y, x, 3), red first.
+        image: float32, shape (channels, z, y, x), on its own grid in network input units. Upstream's are the colours
+            in the order blue, green, red divided by 255.
+        predict: A network for planes; gets and returns one tile of 1 x side x side.
+        side: Of the network's tile; upstream's is 224.
+        largest_component: As for `decide`.
 
     Returns:
-        float32, shape (3, 1, 224, 224), in [0, 1], *blue* first, nearest neighbours of OpenCV.
+        uint8, shape (z, side, side).
 
     Raises:
-        InputError: Not an image of that kind.
-    """
-    if image_rgb.dtype != np.uint8 or image_rgb.ndim != 3 or image_rgb.shape[2] != _COLOURS:
-        raise InputError(
-            f"an image of type {image_rgb.dtype} and shape {image_rgb.shape} was given; expected uint8 of shape "
-            "(y, x, 3), red first."
-        )
-    blue_first = _nearest(image_rgb, COLOUR_SIDE)[:, :, ::-1].transpose(2, 0, 1)
-    return np.ascontiguousarray(blue_first[:, None], dtype=np.float32) / np.float32(255.0)
-
-
-def read_colour_mask(mask: UInt8Array) -> BoolArray:
-    """The reference of a colour image on the grid that upstream scores on.
-
-    Args:
-        mask: uint8, shape (y, x), 255 where the object is; what exceeds half of that is foreground.
-
-    Returns:
-        bool, shape (224, 224).
-
-    Raises:
-        InputError: Not a grey image.
-    """
-    if mask.dtype != np.uint8 or mask.ndim != 2:
-        raise InputError(
-            f"a mask of type {mask.dtype} and shape {mask.shape} was given; expected uint8 of shape (y, x)."
-        )
-    foreground: BoolArray = _nearest(mask, COLOUR_SIDE) > 127
-    return foreground
-
-
-def segment_colour(image_rgb: UInt8Array, predict: Predict) -> BoolArray:
-    """The object in a colour image, on the grid of 224 x 224 on which upstream scores it against `read_colour_mask`.
-
-    Args:
-        image_rgb: uint8, shape (y, x, 3), red first.
-        predict: A network of one foreground channel; gets and returns one tile of 1 x 224 x 224.
-
-    Returns:
-        bool, shape (224, 224): probability above 0.5, no clean-up.
-
-    Raises:
-        InputError: Not a colour image.
         ModelError: The network returned another shape, or values that are no probabilities.
     """
-    probabilities = _predicted(predict, read_colour(image_rgb)[None])[0]
-    if len(probabilities) != 1:
-        raise ModelError(f"the network returned {len(probabilities)} channels; expected the foreground's alone.")
-    foreground: BoolArray = decide(probabilities, largest_component=False)[0] > 0
-    return foreground
+    channels = np.stack([resize_nearest(channel, side) for channel in image])  # (channels, z, side, side)
+    label_map = np.empty(channels.shape[1:], dtype=np.uint8)
+    for z, target in enumerate(label_map):
+        probabilities = _predicted(predict, np.ascontiguousarray(channels[None, :, z : z + 1]))[0]
+        target[...] = decide(probabilities, largest_component=largest_component)[0]
+    return label_map
+
+
+def resize_nearest(planes: _Plane, side: int) -> _Plane:
+    """Planes of shape (z, y, x) at side x side, by OpenCV's nearest neighbours, which lie up and left of the centre."""
+    resized = [cv2.resize(plane, (side, side), interpolation=cv2.INTER_NEAREST) for plane in planes]
+    return np.stack(resized).astype(planes.dtype, copy=False)
 
 
 def segment_acdc(voxels: Float32Array, predict: Predict) -> UInt8Array:
@@ -309,10 +276,6 @@ def _predicted(predict: Predict, tiles: Float32Array) -> Float32Array:
             hint="Give probabilities, not logits; NaN comes from training that has diverged.",
         )
     return probabilities
-
-
-def _nearest(image: UInt8Array, side: int) -> UInt8Array:
-    return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_NEAREST), dtype=np.uint8)
 
 
 def _zoom(plane: _Plane, shape: tuple[int, ...]) -> _Plane:

@@ -89,6 +89,13 @@ def summarise(rows: Iterable[ScoreRow]) -> tuple[Summary, ...]:
     )
 
 
+def summarise_as_paper(rows: Iterable[ScoreRow]) -> tuple[Summary, ...]:
+    """As `summarise`; for several classes followed by their mean, taken in each case first. Raises as `class_means`."""
+    found = list(rows)
+    means = class_means(found) if len({row.segment for row in found}) > 1 else ()
+    return summarise(found) + summarise(means)
+
+
 def class_means(rows: Iterable[ScoreRow]) -> tuple[ScoreRow, ...]:
     """One row per case and output: the mean over its classes, which the ACDC protocol averages over the cases.
 

@@ -62,7 +62,7 @@ def evaluate(
             rows = score_data_set(
                 checkpoint, data, spec, split, paper=paper_protocol, largest_component=largest_component
             )
-            _print(rows, summary)
+            _print(rows, summary, as_paper=paper_protocol)
         else:
             _print(_of_patients(checkpoint, patient or [], cases), summary)
 
@@ -81,11 +81,11 @@ def _of_patients(checkpoint: Path, patients: list[str], folder: Path) -> Iterato
     return run_evaluation(checkpoint, chosen)
 
 
-def _print(rows: Iterable[ScoreRow], summary: bool) -> None:
-    from ucseg_training.scoring import summarise
+def _print(rows: Iterable[ScoreRow], summary: bool, *, as_paper: bool = False) -> None:
+    from ucseg_training.scoring import summarise, summarise_as_paper
 
     if summary:
-        for line in summarise(rows):
+        for line in summarise_as_paper(rows) if as_paper else summarise(rows):
             typer.echo(json.dumps(line.as_json(), allow_nan=False))
         return
     for row in rows:

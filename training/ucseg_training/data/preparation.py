@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ucseg_runtime.arrays import Float32Array, UInt8Array
-from ucseg_runtime.intensity import in_network_order
+from ucseg_runtime.intensity import apply_intensity, in_network_order
 from ucseg_runtime.manifest import Preprocessing
 from ucseg_runtime.preprocess import Prepared, preprocess, resample_nearest
 from ucseg_runtime.volume import Volume
@@ -56,20 +56,29 @@ def prepare_case(entry: CaseEntry, spec: DatasetSpec) -> PreparedCase:
 def prepare_source(source: SourceCase, spec: DatasetSpec, name: str, patient: str) -> Sample:
     """Orient, resample and normalise; shape (channels, z, y, x), not cut."""
     channels = [_prepared(channel, source, spec) for channel in source.image.voxels]
-    image: Float32Array = in_network_order(
-        np.stack([channel.voxels for channel in channels]), spec.preprocessing.intensity
-    )
     padding = np.array([channel.padding_value for channel in channels], dtype=np.float32)
-    repeats = spec.channels // len(channels)
     label_map = None if source.label_map is None else _label_on(channels[0], source.label_map, spec)
     return Sample(
         name=name,
         patient=patient,
-        image=np.ascontiguousarray(np.repeat(image, repeats, axis=0)),
+        image=_as_network_takes(np.stack([channel.voxels for channel in channels]), spec),
         label_map=label_map,
         known=None,
-        padding=np.repeat(in_network_order(padding, spec.preprocessing.intensity), repeats),
+        padding=_as_network_takes(padding, spec),
     )
+
+
+def in_input_units(source: SourceCase, spec: DatasetSpec) -> Float32Array:
+    """The image on its own grid in network input units: float32, shape (channels of the network, z, y, x)."""
+    channels = source.image.voxels
+    values = np.stack([apply_intensity(channel, _rule_for(channel, source, spec).intensity) for channel in channels])
+    return _as_network_takes(values, spec)
+
+
+def _as_network_takes(channels: Float32Array, spec: DatasetSpec) -> Float32Array:
+    """Channels in the order of the network, grey repeated as often as it has channels; contiguous."""
+    ordered = in_network_order(channels, spec.preprocessing.intensity)
+    return np.ascontiguousarray(np.repeat(ordered, spec.channels // len(channels), axis=0))
 
 
 def _prepared(channel: Float32Array, source: SourceCase, spec: DatasetSpec) -> Prepared:
