@@ -22,8 +22,10 @@ from ucseg_training.checkpoint import load_checkpoint, load_training_state
 from ucseg_training.cli.app import app
 from ucseg_training.data.presets import load_dataset_spec, preset_names
 from ucseg_training.errors import TrainingError
+from ucseg_training.method.config import Method
 from ucseg_training.nets import TrioConfig
 from ucseg_training.run_training import RunOptions, run_training, trio_for, try_training
+from ucseg_training.trainer import TrainingPlan
 
 SHAPE = (30, 36, 34)
 
@@ -131,6 +133,43 @@ def test_dry_run_measures_and_leaves_no_state(options: RunOptions, tmp_path: Pat
     assert not list((tmp_path / "runs").glob("dry/*.safetensors"))
 
 
+def test_dry_run_of_a_run_of_one_step_tries_that_step(options: RunOptions, tmp_path: Path) -> None:
+    found = try_training(replace(options, steps=1, validate_every=0), tmp_path / "runs" / "dry")
+    assert found.seconds_per_step > 0
+    assert 0 < found.peak_memory_mb < found.memory_mb
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"validate_every": 1}, "the validation list"),
+        ({"validate_every": 0}, "none: the weights of the last step"),
+        ({"validate_every": 9}, "none: the weights of the last step"),
+    ],
+)
+def test_checkpoint_says_on_which_list_its_weights_were_chosen(
+    options: RunOptions, tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    path = run_training(replace(options, steps=1, **changes), tmp_path / "runs" / "a", show_progress=False)
+    provenance = load_checkpoint(path).model_spec["provenance"]
+    assert isinstance(provenance, dict)
+    assert provenance["weights_chosen_on"] == expected
+
+
+@pytest.mark.parametrize(("option", "expected"), [((), True), (("--no-largest-component",), False)])
+def test_pseudo_labels_may_keep_every_piece_of_a_class(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], expected: bool
+) -> None:
+    plans: list[TrainingPlan] = []
+    monkeypatch.setattr(
+        "ucseg_training.run_training.train", lambda batches, plan, *_, **__: plans.append(plan) or tmp_path
+    )
+    spec = data / "balls.yaml"
+    done = _run("run", data / "cases.json", "--spec", spec, "--out", tmp_path / "r" / "a", "--size", "slim", *option)
+    assert done.exit_code == 0, done.output
+    assert Method(plans[0].method, plans[0].trio).largest_component == expected
+
+
 def test_labels_alone_need_no_unlabelled_case(options: RunOptions, data: Path, tmp_path: Path) -> None:
     rows = [row for row in _rows() if row["split"] != "unlabelled"]
     for row in rows:
@@ -162,6 +201,9 @@ def test_weights_are_chosen_on_the_test_list_in_compat_alone(
     with caplog.at_level("WARNING", "ucseg_training.run_training"):
         run_training(options, tmp_path / "runs" / "a", show_progress=False)
     assert "chosen on the test list" in caplog.text
+    chosen = load_checkpoint(tmp_path / "runs" / "a" / "trio.safetensors").model_spec["provenance"]
+    assert isinstance(chosen, dict)
+    assert chosen["weights_chosen_on"] == "the test list, as upstream does"
 
 
 def test_bad_case_is_refused_by_name_or_left_out_on_request(options: RunOptions, data: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -240,6 +241,31 @@ def test_all_three_outputs_learn_an_easy_task_in_thirty_steps(tmp_path: Path) ->
     assert (ratio < (0.9, 0.7, 0.8)).all(), ratio
 
 
+@pytest.mark.parametrize("mode", ["compat", "fixed"])
+def test_compat_starts_from_upstreams_weights_and_fixed_from_those_that_let_the_signal_through(mode: Any) -> None:
+    torch.manual_seed(7)
+    upstream = DualNet(TINY).state_dict()
+    torch.manual_seed(7)
+    started = new_trio(TINY, mode).state_dict()
+    differ = {name for name, tensor in started.items() if not torch.equal(tensor, upstream[name])}
+    if mode == "compat":
+        assert not differ
+        return
+    scale = "generate_pseudo_simple.cross_attn.to_out.0.bias"
+    assert differ == {scale} | {n for n in upstream if n.startswith("net_2") and n.endswith("weight")}
+    assert (started[scale] == 1.0).all()
+
+
+def test_run_in_compat_starts_from_upstreams_weights(batches: CaseBatches, tmp_path: Path) -> None:
+    still = replace(PLAN, method=replace(SUPERVISED, mode="compat"), optimisation=Optimisation(learning_rate=1e-30))
+    train(batches, replace(still, stop_after=1), tmp_path)
+    torch.manual_seed(PLAN.seed)
+    upstream = DualNet(TINY).net_2.state_dict()
+    weights = load_training_state(tmp_path / STATE_NAME).weights
+    for name, tensor in upstream.items():
+        torch.testing.assert_close(weights[f"net_2.{name}"], tensor, rtol=0, atol=1e-7)
+
+
 def test_figures_of_the_run_are_logged(batches: CaseBatches, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "ucseg_training.observers"):
         train(batches, replace(PLAN, stop_after=2), tmp_path, observers=[LogLines(every=2)])
@@ -292,9 +318,40 @@ def test_gradient_that_is_not_finite_stops_the_run(
     monkeypatch.setattr(
         trainer,
         "new_trio",
-        lambda config, make=new_trio: _with_hook(make(config), lambda out: InfiniteSlope.apply(out)),
+        lambda config, mode, make=new_trio: _with_hook(make(config, mode), lambda out: InfiniteSlope.apply(out)),
     )
     with pytest.raises(TrainingError, match="step 0: the gradient of subnet B is not finite"):
+        train(batches, PLAN, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        MemoryError(),
+    ],
+)
+def test_run_that_does_not_fit_into_memory_says_what_to_do(
+    batches: CaseBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception
+) -> None:
+    def fail(_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(trainer, "new_trio", lambda config, mode, make=new_trio: _with_hook(make(config, mode), fail))
+    with pytest.raises(TrainingError, match=r"step 0: .* do not fit into the memory") as caught:
+        train(batches, PLAN, tmp_path)
+    assert "--batch-size" in caught.value.hint
+
+
+def test_other_failures_of_torch_stay_what_they_are(
+    batches: CaseBatches, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(trainer, "new_trio", lambda config, mode, make=new_trio: _with_hook(make(config, mode), fail))
+    with pytest.raises(RuntimeError, match="something else"):
         train(batches, PLAN, tmp_path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import statistics
 import time
@@ -57,6 +58,7 @@ class RunOptions:
         stop_after: Step to stop at before the schedule has ended.
         skip_bad_cases: Whether unusable cases are left out and listed.
         seed: Of everything random; the data set's where None.
+        largest_component: As for `MethodConfig`.
     """
 
     data: Path
@@ -75,6 +77,7 @@ class RunOptions:
     stop_after: int | None = None
     skip_bad_cases: bool = False
     seed: int | None = None
+    largest_component: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class DryRun:
         validation: Cases that the weights are chosen on.
         refused: Cases that were left out.
         seconds_per_step: Median of the steps that were tried.
-        peak_memory_mb: Of this process, or of the GPU.
+        peak_memory_mb: Of this process, or of its tensors on the GPU.
+        memory_mb: That the machine or the GPU has.
     """
 
     labelled: int
@@ -96,6 +100,7 @@ class DryRun:
     refused: int
     seconds_per_step: float
     peak_memory_mb: float
+    memory_mb: float
 
 
 def run_training(options: RunOptions, folder: Path, *, show_progress: bool) -> Path:
@@ -145,14 +150,16 @@ def try_training(options: RunOptions, folder: Path, steps: int = 3) -> DryRun:
     setup = _Setup.of(options, folder, Workers())
     run = Run(setup.plan, setup.batches, device, Workers())
     seconds = []
-    for step in range(steps):
-        run.step = setup.plan.steps - steps + step
+    for step in range(max(0, setup.plan.steps - steps), setup.plan.steps):
+        run.step = step
         started = time.perf_counter()
         run.advance()
         seconds.append(time.perf_counter() - started)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
     if device.type == "cuda":
         used = torch.cuda.max_memory_allocated(device) / 2**20
+        there = torch.cuda.get_device_properties(device).total_memory / 2**20
     prepared = setup.prepared
     return DryRun(
         labelled=len(prepared.of("train")),
@@ -161,6 +168,7 @@ def try_training(options: RunOptions, folder: Path, steps: int = 3) -> DryRun:
         refused=len(prepared.refused),
         seconds_per_step=statistics.median(seconds),
         peak_memory_mb=used,
+        memory_mb=there,
     )
 
 
@@ -223,7 +231,8 @@ class _Setup:
         spec = _chosen_spec(options)
         entries = find_cases(options.data, spec, options.labelled)
         prepared = prepare_cases(entries, spec, folder.parent / "prepared", skip_bad_cases=options.skip_bad_cases)
-        plan = _plan(options, spec)
+        validation = _validation_cases(prepared, options)
+        plan = _plan(options, spec, validation)
         batches = SampleBatches(
             prepared,
             spec,
@@ -231,7 +240,6 @@ class _Setup:
             labels_alone=options.method == "none",
             zero_padding=options.mode == "compat",
         )
-        validation = _validation_cases(prepared, options)
         model = ModelSpec.model_validate(plan.model_spec)
         return cls(
             plan=plan,
@@ -250,7 +258,7 @@ def _chosen_spec(options: RunOptions) -> DatasetSpec:
     return spec.model_copy(update={name: value for name, value in chosen.items() if value is not None})
 
 
-def _plan(options: RunOptions, spec: DatasetSpec) -> TrainingPlan:
+def _plan(options: RunOptions, spec: DatasetSpec, validation: Sequence[SampleFile]) -> TrainingPlan:
     whole = options.method in ("upg", "mean")
     return TrainingPlan(
         trio=trio_for(spec, options.size),
@@ -260,6 +268,7 @@ def _plan(options: RunOptions, spec: DatasetSpec) -> TrainingPlan:
             use_ccp=whole,
             use_mixing=whole,
             pseudo_labels=options.method,
+            largest_component=options.largest_component,
         ),
         optimisation=Optimisation(
             accumulate=options.accumulate, average_decay=0.99 if options.method == "teacher" else None
@@ -270,11 +279,19 @@ def _plan(options: RunOptions, spec: DatasetSpec) -> TrainingPlan:
         precision=options.precision,
         checkpoint_every=options.checkpoint_every,
         validate_every=options.validate_every,
-        model_spec=_model_spec(spec, options),
+        model_spec=_model_spec(spec, options, _chosen_on(validation, options)),
     )
 
 
-def _model_spec(spec: DatasetSpec, options: RunOptions) -> dict[str, object]:
+def _chosen_on(validation: Sequence[SampleFile], options: RunOptions) -> str:
+    """On which list the weights are chosen, for the manifest: scores on that list are too good."""
+    last_step = min(options.steps, options.stop_after or options.steps)
+    if not validation or last_step < options.validate_every:
+        return "none: the weights of the last step"
+    return "the test list, as upstream does" if validation[0].split == "test" else "the validation list"
+
+
+def _model_spec(spec: DatasetSpec, options: RunOptions, chosen_on: str) -> dict[str, object]:
     """What the checkpoint says of the model; the licence of the weights is for their maker to state."""
     fields = spec.model_fields_of()
     provenance = fields["provenance"]
@@ -285,7 +302,11 @@ def _model_spec(spec: DatasetSpec, options: RunOptions) -> dict[str, object]:
         "licence": "not stated",
         "intended_use": "Research. Not for clinical use.",
         "default_precision": "f32",
-        "provenance": provenance | {"method": f"UC-Seg, mode {options.mode}, pseudo-labels {options.method}"},
+        "provenance": provenance
+        | {
+            "method": f"UC-Seg, mode {options.mode}, pseudo-labels {options.method}",
+            "weights_chosen_on": chosen_on,
+        },
         "quality": [],
     }
 

@@ -29,7 +29,7 @@ from ucseg_training.checkpoint import (
 )
 from ucseg_training.distributed import Workers
 from ucseg_training.errors import TrainingError
-from ucseg_training.method.config import MethodConfig
+from ucseg_training.method.config import MethodConfig, Mode
 from ucseg_training.method.objective import UcSegObjective
 from ucseg_training.method.targets import PartialTarget
 from ucseg_training.nets import DualNet, TrioConfig, init_kaiming
@@ -165,7 +165,7 @@ class Run:
         self._device = device
         self._workers = workers
         self._digest = plan.digest(batches.describe())
-        self.net = new_trio(plan.trio).to(device)
+        self.net = new_trio(plan.trio, plan.method.mode).to(device)
         self._net_format(self.net)
         self._objective = UcSegObjective(plan.trio, plan.method, torch.Generator().manual_seed(plan.seed)).to(device)
         self._stepper: nn.Module = _Forward(self.net, self._objective, plan.precision)
@@ -258,7 +258,7 @@ class Run:
         passes = []
         for index in range(count):
             batch = self._batches.draw(self.step * count + index)
-            with self._synchronised(index == count - 1):
+            with self._synchronised(index == count - 1), _out_of_memory_said(self.step):
                 terms = self._stepper(self._placed(batch), self.step, generator, self._teacher)
                 (terms["total"] / count).backward()
             passes.append({name: value.detach() for name, value in terms.items()})
@@ -349,14 +349,32 @@ class _Forward(nn.Module):
         return {"total": terms.total, **terms.values}
 
 
-def new_trio(config: TrioConfig) -> DualNet:
-    """A trio with the starting weights of this project, drawn from torch's global generator."""
+def new_trio(config: TrioConfig, mode: Mode = "fixed") -> DualNet:
+    """A trio with starting weights drawn from torch's global generator: upstream's in compat, else this project's."""
     net = DualNet(config)
+    if mode == "compat":
+        return net
+    # As the library leaves it, the 3D V-Net lets the signal fade from block to block.
     init_kaiming(net.subnet_b)
     # The map that scales both subnets' logits starts at one instead of noise around zero, so that the head sees
     # logits from the first step on; with noise the fused output learnt nothing in the first 150 steps.
     nn.init.ones_(net.upg.cross_attn.to_out[0].get_parameter("bias"))
     return net
+
+
+@contextmanager
+def _out_of_memory_said(step: int) -> Iterator[None]:
+    """What torch raises where memory ends becomes an error that says what to do."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # torch has a class of its own for GPUs alone.
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise TrainingError(
+            f"step {step}: the networks and a batch do not fit into the memory.",
+            hint="Take a smaller --batch-size with --accumulate, --size slim, or --precision bf16.",
+        ) from error
 
 
 @contextmanager

@@ -27,6 +27,11 @@ _CHECKPOINT = typer.Option("--checkpoint-every", min=1, help="Steps between stat
 _SKIP = typer.Option("--skip-bad-cases", help="Leave out cases that cannot be used, and list them.")
 _DRY = typer.Option("--dry-run", help="Check every case and try three steps; train nothing.")
 _EXAMPLE_OUT = typer.Option("--out", help="Folder for images, list of cases and description.")
+_LARGEST = typer.Option(
+    "--largest-component/--no-largest-component",
+    help="Whether pseudo-labels keep the largest piece of every class alone; default for all but 2D binary. Turn it "
+    "off for classes of several pieces.",
+)
 _SEED = typer.Option("--seed", min=0, help="Seed of everything random; default of the data set.")
 
 
@@ -49,6 +54,7 @@ def run(
     skip_bad_cases: Annotated[bool, _SKIP] = False,
     dry_run: Annotated[bool, _DRY] = False,
     seed: Annotated[int | None, _SEED] = None,
+    largest_component: Annotated[bool | None, _LARGEST] = None,
     threads: Annotated[int, THREADS] = 0,
 ) -> None:
     """Train UC-Seg, or a baseline, on a data set. The same command goes on where it was interrupted.
@@ -74,6 +80,7 @@ def run(
         stop_after=stop_after,
         skip_bad_cases=skip_bad_cases,
         seed=seed,
+        largest_component=largest_component,
     )
     with running(threads, out):
         if dry_run:
@@ -84,7 +91,7 @@ def run(
             )
             typer.echo(f"cases left out: {found.refused}")
             typer.echo(f"{found.seconds_per_step:.2f} s a step, {hours:.1f} h for {steps} steps")
-            typer.echo(f"peak memory: {found.peak_memory_mb:.0f} MB")
+            typer.echo(f"peak memory: {found.peak_memory_mb:.0f} MB of {found.memory_mb:.0f} MB")
         else:
             typer.echo(run_training(options, out, show_progress=sys.stderr.isatty()))
 

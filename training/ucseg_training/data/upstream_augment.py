@@ -218,7 +218,10 @@ def _on_arrays(warp: _Warp) -> _ArrayWarp:
 
 
 def _make_holes(sample: Sample, spec: PlaneVariation, rng: np.random.Generator) -> None:
-    """Write the holes into arrays that nobody else holds."""
+    """Write the holes into arrays that nobody else holds.
+
+    By hand, since MONAI 1.6's RandCoarseDropout draws the sides of a hole from those of the hole before upwards.
+    """
     shape = np.array(sample.spatial_shape)
     greatest = np.maximum(1, (shape * spec.hole_share).astype(int))
     for _ in range(int(rng.integers(*spec.holes, endpoint=True))):

@@ -128,7 +128,7 @@ class PrototypeQueues:
         if self._slots % tiles:
             raise TrainingError(
                 f"the batch has {tiles} tiles; the queue length {self._slots} is not a multiple of it.",
-                hint="Set queue_length to a multiple of the tiles in a batch, labelled and unlabelled together.",
+                hint=f"Choose a batch whose size divides {self._slots}, or another MethodConfig.queue_length.",
             )
 
     def to(self, device: torch.device) -> PrototypeQueues:
