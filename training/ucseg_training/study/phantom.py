@@ -15,7 +15,7 @@ import numpy as np
 from ucseg_training.batches import BatchSource
 from ucseg_training.data.phantom_planes import PhantomPlanes, draw_phantom_plane
 from ucseg_training.data.sample import Sample
-from ucseg_training.evaluate import evaluate_as_paper, load_scorable
+from ucseg_training.evaluate import evaluate_sample, load_scorable
 from ucseg_training.method.config import MethodConfig
 from ucseg_training.phantom_training import phantom_plan
 from ucseg_training.scoring import ScoreRow
@@ -73,4 +73,4 @@ def held_out_planes() -> Iterator[Sample]:
 def _score(checkpoint: Path) -> Iterator[ScoreRow]:
     model = load_scorable(checkpoint)
     for sample in held_out_planes():
-        yield from evaluate_as_paper(model, sample, DECIDED)
+        yield from evaluate_sample(model, sample, None, DECIDED)
