@@ -1,4 +1,4 @@
-"""The published protocol on a data set: networks see the pixels of a file as upstream's programs give them."""
+"""Scores of a data set: volumes on their own grid as deployed; by the published protocol as upstream's programs do."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from tests.dataset_phantom import (
     write_picture,
 )
 from tests.fake_backend import FakeBackend
+from tests.training_phantom import TINY, block_case, tiny_model_spec
 from tests.volume_phantom import STRAIGHT, centred_geometry
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.manifest import ModelSpec
@@ -35,6 +36,31 @@ from ucseg_training.data.presets import load_dataset_spec
 from ucseg_training.data_set_scores import score_data_set
 from ucseg_training.nets import DualNet, TrioConfig
 from ucseg_training.scoring import MEAN_OF_CLASSES
+
+
+def test_volume_is_scored_on_its_own_grid_by_the_deployed_flow(tmp_path: Path, seen: Any) -> None:
+    case, model = block_case(), tiny_model_spec()
+    fields = {n: model[n] for n in ("modality", "dim", "channels", "classes", "activation", "preprocessing", "tiling")}
+    (tmp_path / "blocks.yaml").write_text(yaml.safe_dump({"name": "blocks", **fields}))
+    fine = case.geometry.regridded((48, 40, 42))
+    labels = case.label_map.repeat(2, axis=0)
+    labels[36, 4:28, 2:20] = 1  # half a slice of the model grid more than there is
+    write_nifti(tmp_path / "p.nii.gz", case.voxels.repeat(2, axis=0), fine)
+    write_nifti(tmp_path / "l.nii.gz", labels, fine)
+    row = {"name": "p", "image": "p.nii.gz", "label": "l.nii.gz", "split": "test"}
+    (tmp_path / "cases.json").write_text(json.dumps([row]))
+    checkpoint = tmp_path / "trio.safetensors"
+    save_checkpoint(checkpoint, DualNet(TINY).state_dict(), TINY, 1, model)
+    inputs = np.array([-1.0, 0.4, -0.4], dtype=np.float32).reshape(-1, 1, 1, 1)
+    seen(lambda tile: (np.abs(tile - inputs).argmin(axis=0) == np.arange(3).reshape(-1, 1, 1, 1)).astype(np.float32))
+
+    rows = list(score_data_set(checkpoint, tmp_path / "cases.json", str(tmp_path / "blocks.yaml"), "test"))
+
+    scores = {row.segment: row.scores for row in rows if row.output == "fused"}
+    assert scores["block 1"]["truth_ml"] == pytest.approx(29 * 24 * 18 * 0.0135)
+    assert scores["block 1"]["dice"] == pytest.approx(2 * 28 / (28 + 29))
+    assert scores["block 1"]["hd95_mm"] in (0.0, 1.5)
+    assert scores["block 2"]["dice"] == 1.0
 
 
 def _checkpoint(path: Path, spec: DatasetSpec) -> Path:

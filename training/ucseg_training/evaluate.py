@@ -107,6 +107,25 @@ def evaluate(
                     yield score_row(case.name, item.name, output, scores)
 
 
+def evaluate_volume(
+    model: Scorable, name: str, volume: Volume, truth: UInt8Array, outputs: Sequence[Decided]
+) -> Iterator[ScoreRow]:
+    """Scores of every class through the deployed flow, on the grid of the volume; distances in mm.
+
+    Args:
+        model: A trio for volumes of one channel.
+        name: Of the case.
+        volume: Modality units, on any grid.
+        truth: uint8, shape of the volume: complete labels.
+        outputs: Which outputs of the trio are scored.
+    """
+    for output in outputs:
+        found = segment_volume(volume, model.spec, model.backend(output), InferenceOptions())
+        for item in model.spec.classes:
+            predicted, reference = found.label_map == item.label, truth == item.label
+            yield score_row(name, item.name, output, score_masks(predicted, reference, volume.geometry.spacing_mm))
+
+
 def evaluate_sample(
     model: Scorable, sample: Sample, spacing_mm: tuple[float, float, float] | None, outputs: Sequence[Decided]
 ) -> Iterator[ScoreRow]:
