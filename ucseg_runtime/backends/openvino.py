@@ -7,6 +7,8 @@ import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.graphs import AnyShape, Signature
 from ucseg_runtime.backends.session import GraphFile, SessionSettings
@@ -30,9 +32,9 @@ class OpenVinoEngine:
                 openvino = importlib.import_module("openvino")
             # Untyped: the wheel carries no type information.
             self._core: Any = openvino.Core()
-            # The first call fills a table in native code while it lets other threads run Python. Two first calls at the
-            # same time wait for each other for ever (openvino 2026.4). Remove when it fills it while it is imported.
-            openvino.Type.f32.to_dtype()
+            # OpenVINO 2026.4 looks NumPy up at its first conversion of an array; two threads that both come first wait
+            # for each other for ever. Remove when a first conversion in two threads at once works.
+            openvino.Tensor(np.zeros(1, dtype=np.float32), shared_memory=True)
         except (ImportError, OSError, RuntimeError) as error:
             raise BackendUnavailableError(
                 "openvino is installed but cannot be loaded.",
