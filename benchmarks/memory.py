@@ -1,6 +1,6 @@
 """Peak memory of a whole run, and of each of its stages, as JSON.
 
-    python benchmarks/memory.py [--slices 300] [--precision f32] [--seg-type binary] [--max-memory MB]
+    python benchmarks/memory.py [--slices 300] [--precision f32] [--seg-type binary] [--mode auto] [--max-memory MB]
 
 A child process segments a made-up chest CT of 512 x 512 x SLICES with the demo model and writes all objects. Memory is
 what the kernel counts as resident at its highest, libraries included, in MB (1e6 bytes). The volume's own size is that
@@ -72,9 +72,12 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=300)
     parser.add_argument("--precision", default="f32", choices=("f32", "bf16", "int8"))
     parser.add_argument("--seg-type", default="binary", choices=("binary", "labelmap", "fractional"))
+    parser.add_argument("--mode", default="auto", choices=("auto", "latency", "throughput"))
+    parser.add_argument("--max-memory", type=int, default=0, metavar="MB", help="budget of the run; 0 means none")
     chosen = parser.parse_args()
     # A precision that was asked for is measured whether or not it passed.
     inference = {"engine": "openvino", "precision": chosen.precision, "gate": False}
+    inference |= {"mode": chosen.mode, "max_memory_mb": chosen.max_memory}
     machine = environment(_PACKAGES)
     with tempfile.TemporaryDirectory() as folder:
         study = Path(folder) / "study"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 EngineName = Literal["openvino", "onnxruntime"]
 EngineChoice = Literal["auto", EngineName]  # typing flattens a Literal inside a Literal
 PrecisionChoice = Literal["auto", "f32", "bf16", "int8"]
+Mode = Literal["auto", "latency", "throughput"]
 SegType = Literal["binary", "labelmap", "fractional"]
 
 
@@ -24,6 +26,12 @@ class InferenceOptions:
         threads: Threads of the engine; 0 means every core that this process may use.
         skip_air: Whether the network looks at the patient alone, and not at the air and table around; what is left out
             counts as background with an uncertainty of 0. For CT; other modalities are looked at whole.
+        mode: Tiles at the same time, where the engine can: ``latency``: one, on all cores; ``throughput``: one a core;
+            ``auto``: as many as one study is fastest with. The results are the same.
+        most_parallel_tiles: Limit to the tiles at the same time; 0 means none.
+        max_memory_mb: Memory in MB that a run may take by the prediction of `planning`; 0 means no limit. A run that
+            needs more computes fewer tiles at the same time, or is refused before its pixels are read.
+        cache_folder: Where compiled models are kept, so that the next start is faster; None means nowhere.
         keep_probabilities: Whether the probabilities of every class are returned on the source grid.
     """
 
@@ -33,6 +41,10 @@ class InferenceOptions:
     batch_size: int = 0
     threads: int = 0
     skip_air: bool = True
+    mode: Mode = "auto"
+    most_parallel_tiles: int = 0
+    max_memory_mb: int = 0
+    cache_folder: Path | None = None
     keep_probabilities: bool = False
 
 

@@ -91,6 +91,12 @@ class TileShapeError(InputError):
     default_code = "UCSEG-E126"
 
 
+class MemoryBudgetError(InputError):
+    """The volume needs more memory than the caller allows."""
+
+    default_code = "UCSEG-E127"
+
+
 class ModelError(UcsegError):
     """The model folder cannot be used."""
 

@@ -1,20 +1,22 @@
-"""What a run will take, before it runs: tiles, time and memory."""
+"""What a run will take, before it runs: tiles, time and memory; and the plan that fits a memory budget."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from ucseg_runtime.backends.load import EngineLoad
 from ucseg_runtime.config import OutputOptions
+from ucseg_runtime.errors import MemoryBudgetError
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.preprocess import model_grid_of
 from ucseg_runtime.tiling import plan_tiles
 
-# Measured with benchmarks/segment.py on 66 and 133 slices of 512 x 512; docs/performance.md has the figures.
-_PROCESS_MB = 270.0
-_BYTES_PER_VOXEL = 15.0
-_FRACTIONAL_BYTES_PER_VOXEL_AND_CLASS = 1.0
+# Fitted to benchmarks/memory.py on 60, 100 and 300 slices of 512 x 512; docs/memory.md says what takes what.
+_PROCESS_MB = 73.0
+_BYTES_PER_VOXEL = 2 + 1 + 4 + 2  # volume, label map, uncertainty; clean-up and what the allocator keeps
+_FLOAT_BYTES = 4
 _SECONDS_OF_START_AND_WRITING = 1.6
 _SECONDS_PER_MEGAVOXEL = 0.06
 
@@ -27,6 +29,7 @@ class RunPlan:
         source_shape: Voxels along (z, y, x) as acquired.
         model_shape: The same of the model grid.
         tiles: Number of tiles that the network will see, at most: fewer where there is air to skip.
+        parallel_tiles: Tiles that are computed at the same time.
         network_seconds: Time of the network; None where the engine was never timed with this model.
         other_seconds: Time of everything else, writing included.
         peak_memory_mb: Of the whole process.
@@ -35,36 +38,61 @@ class RunPlan:
     source_shape: tuple[int, int, int]
     model_shape: tuple[int, int, int]
     tiles: int
+    parallel_tiles: int
     network_seconds: float | None
     other_seconds: float
     peak_memory_mb: float
 
 
 def plan_run(
-    geometry: VolumeGeometry, spec: ModelSpec, outputs: OutputOptions, seconds_per_tile: float | None
+    geometry: VolumeGeometry, spec: ModelSpec, outputs: OutputOptions, load: EngineLoad, max_memory_mb: int = 0
 ) -> RunPlan:
-    """Predict a run.
+    """Predict a run, with as many tiles at the same time as fit the memory budget.
 
-    Tiles are those of the whole volume, since pixels are not read. Time and memory are estimates from measurements with
-    the demo model.
+    Tiles are those of the whole volume, since pixels are not read; time and memory are estimates from measurements. The
+    plan never changes the result.
 
     Args:
         geometry: Source grid.
         spec: What the model fixes.
         outputs: Which objects are written.
-        seconds_per_tile: Of the engine with this model; None where it is not known.
+        load: What the engine takes.
+        max_memory_mb: Most memory of the process in MB; 0 means no limit.
+
+    Raises:
+        MemoryBudgetError: Even one tile at a time needs more.
     """
     model_shape = model_grid_of(geometry, spec.preprocessing).shape
     tiles = len(plan_tiles(model_shape, spec.tiling).tiles)
-    voxels = math.prod(geometry.shape)
-    per_voxel = _BYTES_PER_VOXEL
-    if outputs.seg_type == "fractional":
-        per_voxel += _FRACTIONAL_BYTES_PER_VOXEL_AND_CLASS * len(spec.classes)
+    memory = {
+        count: _peak_memory_mb(geometry, spec, outputs, load, count) for count in range(1, load.parallel_tiles + 1)
+    }
+    fitting = [count for count, needed_mb in memory.items() if needed_mb <= max_memory_mb or not max_memory_mb]
+    if not fitting:
+        raise MemoryBudgetError(
+            f"segmenting {' x '.join(map(str, geometry.shape))} voxels needs about {math.ceil(memory[1])} MB, "
+            f"one tile at a time; --max-memory allows {max_memory_mb} MB.",
+            hint="Allow more, or give a series of fewer slices.",
+        )
     return RunPlan(
         source_shape=geometry.shape,
         model_shape=model_shape,
         tiles=tiles,
-        network_seconds=None if seconds_per_tile is None else tiles * seconds_per_tile,
-        other_seconds=_SECONDS_OF_START_AND_WRITING + _SECONDS_PER_MEGAVOXEL * voxels / 1e6,
-        peak_memory_mb=_PROCESS_MB + per_voxel * voxels / 1e6,
+        parallel_tiles=fitting[-1],
+        network_seconds=None if load.seconds_per_tile is None else tiles * load.seconds_per_tile,
+        other_seconds=_SECONDS_OF_START_AND_WRITING + _SECONDS_PER_MEGAVOXEL * math.prod(geometry.shape) / 1e6,
+        peak_memory_mb=memory[fitting[-1]],
     )
+
+
+def _peak_memory_mb(
+    geometry: VolumeGeometry, spec: ModelSpec, outputs: OutputOptions, load: EngineLoad, parallel_tiles: int
+) -> float:
+    """What is there while labels are cleaned up: the engine, all results, and the arrays of the last tiles."""
+    channels = spec.probability_channels
+    z, y, x = model_grid_of(geometry, spec.preprocessing).shape
+    per_voxel = _BYTES_PER_VOXEL + (len(spec.classes) if outputs.seg_type == "fractional" else 0)
+    canvas = (channels + 2) * min(z, spec.tiling.tile_shape[0]) * y * x  # with the uncertainty and the weights
+    batches = 2 * parallel_tiles * (1 + channels) * math.prod(spec.tiling.tile_shape)  # as the engine and we have them
+    arrays = per_voxel * math.prod(geometry.shape) + _FLOAT_BYTES * (z * y * x + canvas + batches)
+    return _PROCESS_MB + load.opened_mb + parallel_tiles * load.tile_mb + arrays / 1e6

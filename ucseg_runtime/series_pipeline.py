@@ -13,6 +13,8 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 
+from ucseg_runtime.backends.choice import choose
+from ucseg_runtime.backends.load import engine_load
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.backends.timed import TimedBackend
 from ucseg_runtime.config import InferenceOptions, OutputOptions
@@ -20,11 +22,13 @@ from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.reader import read_volume, source_headers
 from ucseg_runtime.dicom.selection import RejectedSeries, select_series
 from ucseg_runtime.dicom.series import SkippedFile, scan
+from ucseg_runtime.dicom.stacking import volume_geometry
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.montage import montage_png
 from ucseg_runtime.nifti import require_nibabel, write_nifti
 from ucseg_runtime.pipeline import Progress, segment_volume
+from ucseg_runtime.planning import plan_run
 from ucseg_runtime.publish import (
     LABELS_NIFTI,
     MONTAGE,
@@ -123,6 +127,7 @@ def segment_series(
     with times.stage("scan"):
         found = scan(source)
         selection = select_series(found, model.manifest.modality, series_uid)
+        inference = _within_memory(selection.chosen, model, inference, outputs)
     results, network = _results(selection.chosen, model, inference, progress, times)
     engine = network.info.engine
     identity = run_identity(model, engine, inference, outputs)
@@ -155,6 +160,17 @@ def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, 
         settings_digest=hashlib.sha256(settings.encode()).hexdigest(),
         ucseg_version=__version__,
     )
+
+
+def _within_memory(
+    series: Series, model: Model, inference: InferenceOptions, outputs: OutputOptions
+) -> InferenceOptions:
+    """The options with so many tiles at the same time as fit the memory budget, where there is one."""
+    if not inference.max_memory_mb:
+        return inference
+    load = engine_load(model, choose(model, inference), inference)
+    plan = plan_run(volume_geometry(series), model.manifest, outputs, load, inference.max_memory_mb)
+    return replace(inference, most_parallel_tiles=plan.parallel_tiles)
 
 
 @dataclass(frozen=True, eq=False)

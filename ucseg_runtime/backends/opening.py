@@ -9,6 +9,7 @@ from ucseg_runtime.backends.base import Backend, BackendInfo
 from ucseg_runtime.backends.choice import Choice, choose, offered_precisions
 from ucseg_runtime.backends.cores import usable_cores
 from ucseg_runtime.backends.graphs import check_signature
+from ucseg_runtime.backends.load import parallel_tiles
 from ucseg_runtime.backends.local import LocalBackend
 from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.config import InferenceOptions
@@ -38,8 +39,8 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
     _require_graph(model, chosen, staged)
     graphs = {key: key for key in STAGES} if staged else {MERGED: GRAPH_OF_PRECISION[chosen.precision]}
     threads = options.threads or usable_cores()
-    parallel = chosen.engine.parallel_tiles(threads)
-    settings = SessionSettings(chosen.precision, threads, parallel)
+    parallel = parallel_tiles(chosen, options, threads)
+    settings = SessionSettings(chosen.precision, threads, parallel, options.cache_folder)
     sessions = {role: _session(chosen, model, role, artifact, settings) for role, artifact in graphs.items()}
     engine = EngineInfo(chosen.name, chosen.engine.version, chosen.precision, chosen.engine.device, chosen.proven)
     info = BackendInfo(engine, batch_atol=0.0, reason=chosen.reason, parallel_tiles=parallel)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
+import json
+import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ucseg_runtime.arrays import Float32Array
+from ucseg_runtime.backends.compiled_cache import CompiledKey, keep, kept
+from ucseg_runtime.backends.cores import processor_name
 from ucseg_runtime.backends.graphs import AnyShape, Signature
 from ucseg_runtime.backends.session import GraphFile, SessionSettings
 from ucseg_runtime.backends.telemetry import without_telemetry
 from ucseg_runtime.errors import BackendError, BackendUnavailableError
 from ucseg_runtime.manifest import Precision
 
-_MOST_PARALLEL_TILES = 2
+_LOGGER = logging.getLogger(__name__)
+_THREADS_PER_TILE = 4
+_MOST_PARALLEL_TILES = 8
 
 
 class OpenVinoEngine:
@@ -57,8 +65,12 @@ class OpenVinoEngine:
         return ("f32", "bf16", "int8") if "BF16" in capabilities else ("f32", "int8")
 
     def parallel_tiles(self, threads: int) -> int:
-        """Two where there are two cores or more; each more would cost the memory of its activations."""
-        return min(threads, _MOST_PARALLEL_TILES)
+        """Two where there are two cores or more, and one for every four cores where there are many.
+
+        Two tiles on a core each beat one on two cores; more than a few cores a tile hardly shares well. Each tile more
+        costs the memory of its activations, so there are never more than eight. Measured on two cores only.
+        """
+        return min(threads, max(2, threads // _THREADS_PER_TILE), _MOST_PARALLEL_TILES)
 
     def open_session(self, graph: GraphFile, settings: SessionSettings) -> OpenVinoSession:
         """Compile a graph for single tiles, so many of them at the same time as the settings say.
@@ -76,10 +88,43 @@ class OpenVinoEngine:
         try:
             model = self._core.read_model(graph.content)
             signature = Signature(_shapes(model.inputs), _shapes(model.outputs))
-            model.reshape({name: _one_tile(shape) for name, shape in signature.inputs.items()})
-            return OpenVinoSession(self._core.compile_model(model, "CPU", properties), signature)
+            _fix_one_tile(model)
+            return OpenVinoSession(self._compiled(model, graph, properties, settings.cache_folder), signature)
         except (RuntimeError, TypeError, ValueError) as error:
             raise BackendError("openvino cannot compile a graph of the model.") from error
+
+    def read_for_one_tile(self, content: bytes) -> Any:  # noqa: ANN401  # untyped package
+        """The graph of an ONNX file with all shapes known, for a single tile; nothing is compiled.
+
+        Raises:
+            BackendError: The graph cannot be read.
+        """
+        try:
+            model = self._core.read_model(content)
+            _fix_one_tile(model)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise BackendError("openvino cannot read a graph of the model.") from error
+        return model
+
+    def _compiled(self, model: Any, graph: GraphFile, properties: dict[str, str], cache_folder: Path | None) -> Any:  # noqa: ANN401  # untyped package
+        if cache_folder is None:
+            return self._core.compile_model(model, "CPU", properties)
+        key = CompiledKey(
+            graph_sha256=hashlib.sha256(graph.content).hexdigest(),
+            model_digest=graph.model_digest,
+            engine=f"openvino {self.version}",
+            device=processor_name(),
+            settings=json.dumps(properties, sort_keys=True),
+        )
+        compiled = kept(cache_folder, key)
+        if compiled is not None:
+            try:
+                return self._core.import_model(compiled, "CPU", properties)
+            except RuntimeError:
+                _LOGGER.info("openvino does not take a kept compiled model, which is compiled again")
+        fresh = self._core.compile_model(model, "CPU", properties)
+        keep(cache_folder, key, fresh.export_model().getvalue())
+        return fresh
 
 
 class OpenVinoSession:
@@ -110,6 +155,10 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """See `Session.close`; its memory goes with the last session of the graph."""
+
+
+def _fix_one_tile(model: Any) -> None:  # noqa: ANN401  # untyped package
+    model.reshape({name: _one_tile(shape) for name, shape in _shapes(model.inputs).items()})
 
 
 def _one_tile(shape: AnyShape) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ucseg_runtime.arrays import Float32Array
@@ -34,11 +35,13 @@ class SessionSettings:
         precision: Arithmetic.
         threads: Threads of the processor for everything together, at least 1.
         parallel_tiles: Sessions of the same graph that will run at the same time, at least 1.
+        cache_folder: Where compiled graphs may be kept; None means nowhere. Engines may ignore it.
     """
 
     precision: Precision
     threads: int
     parallel_tiles: int = 1
+    cache_folder: Path | None = None
 
 
 class Session(Protocol):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ucseg_runtime.config import EngineChoice, PrecisionChoice, SegType
+from ucseg_runtime.config import EngineChoice, Mode, PrecisionChoice, SegType
 
 InputArgument = Annotated[
     Path, typer.Argument(help="Folder (searched with all its subfolders) or file with DICOM images.")
@@ -44,5 +44,23 @@ ThreadsOption = Annotated[
 ]
 SkipAirOption = Annotated[
     bool, typer.Option("--skip-air/--whole-volume", help="CT: leave out the air and table around the patient.")
+]
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        "--mode", help="Tiles at the same time: one (latency), one a core (throughput), or what suits a study."
+    ),
+]
+MaxMemoryOption = Annotated[
+    int,
+    typer.Option(
+        "--max-memory", min=0, help="Most memory in MB, by prediction; a run that needs more is refused. 0: any."
+    ),
+]
+CacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache", help="Keep compiled models in the cache folder, for a slightly faster next start."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead of a table.")]

@@ -10,10 +10,13 @@ from ucseg_runtime.cli.options import (
     GateOption,
     InputArgument,
     JsonOption,
+    MaxMemoryOption,
     ModelOption,
+    ModeOption,
     PrecisionOption,
     SegTypeOption,
     SeriesOption,
+    ThreadsOption,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported
 from ucseg_runtime.config import InferenceOptions, OutputOptions
@@ -30,11 +33,15 @@ def plan(
     gate: GateOption = True,
     seg_type: SegTypeOption = "binary",
     series: SeriesOption = None,
+    threads: ThreadsOption = 0,
+    mode: ModeOption = "auto",
+    max_memory: MaxMemoryOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Say which series, engine, tiles, time and memory a run would take. Reads headers only."""
     with reported(as_json):
         from ucseg_runtime.backends.choice import choose
+        from ucseg_runtime.backends.load import engine_load
         from ucseg_runtime.dicom.selection import select_series
         from ucseg_runtime.dicom.series import scan
         from ucseg_runtime.dicom.stacking import volume_geometry
@@ -43,9 +50,11 @@ def plan(
 
         loaded = load_model(model or default_model_folder())
         chosen = select_series(scan(input), loaded.manifest.modality, series).chosen
-        choice = choose(loaded, InferenceOptions(engine=engine, precision=precision, gate=gate))
+        options = InferenceOptions(engine=engine, precision=precision, gate=gate, threads=threads, mode=mode)
+        choice = choose(loaded, options)
+        load = engine_load(loaded, choice, options)
         outputs = OutputOptions(seg_type=seg_type)
-        found = plan_run(volume_geometry(chosen), loaded.manifest, outputs, choice.seconds_per_tile)
+        found = plan_run(volume_geometry(chosen), loaded.manifest, outputs, load, max_memory)
         if as_json:
             decided = {"name": choice.name, "precision": choice.precision, "reason": choice.reason}
             print_json({"series_uid": chosen.series_uid, "engine": decided, **asdict(found)})
@@ -60,6 +69,7 @@ def _rows(found: RunPlan) -> list[tuple[str, str]]:
         ("source grid", " x ".join(map(str, found.source_shape))),
         ("model grid", " x ".join(map(str, found.model_shape))),
         ("tiles", str(found.tiles)),
+        ("tiles at the same time", str(found.parallel_tiles)),
         ("network", network),
         ("everything else", f"{found.other_seconds:.1f} s"),
         ("peak memory", f"{found.peak_memory_mb:.0f} MB"),

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from ucseg_runtime.cli.options import (
+    CacheOption,
     EngineOption,
     GateOption,
     InputArgument,
     JsonOption,
+    MaxMemoryOption,
     ModelOption,
+    ModeOption,
     NiftiOption,
     OutOption,
     OverwriteOption,
@@ -26,6 +29,7 @@ from ucseg_runtime.cli.options import (
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported, tile_progress
 from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.packaged_data import cache_folder
 
 if TYPE_CHECKING:
     from ucseg_runtime.series_pipeline import SeriesResult
@@ -43,12 +47,24 @@ def segment(
     nifti: NiftiOption = False,
     threads: ThreadsOption = 0,
     skip_air: SkipAirOption = True,
+    mode: ModeOption = "auto",
+    max_memory: MaxMemoryOption = 0,
+    cache: CacheOption = False,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out."""
     with reported(as_json):
-        inference = InferenceOptions(engine=engine, precision=precision, gate=gate, threads=threads, skip_air=skip_air)
+        inference = InferenceOptions(
+            engine=engine,
+            precision=precision,
+            gate=gate,
+            threads=threads,
+            skip_air=skip_air,
+            mode=mode,
+            max_memory_mb=max_memory,
+            cache_folder=cache_folder() / "compiled" if cache else None,
+        )
         outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
         run_and_report(input, out, model, inference, outputs, series, as_json)
 

@@ -1,0 +1,88 @@
+"""What an engine will take to run a model, before it is opened."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ucseg_runtime.backends.choice import Choice
+from ucseg_runtime.backends.cores import usable_cores
+from ucseg_runtime.backends.openvino import OpenVinoEngine
+from ucseg_runtime.config import InferenceOptions
+from ucseg_runtime.manifest import GRAPH_OF_PRECISION
+from ucseg_runtime.model_folder import Model
+
+# Measured with OpenVINO 2026.4 on two models, whose graphs have 16 and 116 MB and tiles of 0.41 and 0.88 megavoxels.
+_ENGINE_MB = 110.0
+_RESIDENT_PER_GRAPH_BYTE = 3.0
+_RESIDENT_PER_ACTIVATION_BYTE = {"bf16": 0.6}
+_RESIDENT_PER_F32_BYTE = 0.9  # engines run several operations as one, so that not every result is ever stored
+
+
+@dataclass(frozen=True)
+class EngineLoad:
+    """Time and memory that an engine takes for one model.
+
+    Attributes:
+        parallel_tiles: Tiles that it computes at the same time if nothing else limits them.
+        opened_mb: Memory of the engine with its weights.
+        tile_mb: Memory of the activations of each tile that is computed at the same time.
+        seconds_per_tile: None where the engine was never timed with this model.
+    """
+
+    parallel_tiles: int
+    opened_mb: float
+    tile_mb: float
+    seconds_per_tile: float | None
+
+
+def engine_load(model: Model, chosen: Choice, options: InferenceOptions) -> EngineLoad:
+    """Estimate what an engine takes; reads the graph, compiles nothing.
+
+    Raises:
+        BackendError: The graph cannot be read.
+    """
+    graph = model.graph(GRAPH_OF_PRECISION[chosen.precision])
+    resident = _RESIDENT_PER_ACTIVATION_BYTE.get(chosen.precision, _RESIDENT_PER_F32_BYTE)
+    return EngineLoad(
+        parallel_tiles=parallel_tiles(chosen, options, options.threads or usable_cores()),
+        opened_mb=_ENGINE_MB + _RESIDENT_PER_GRAPH_BYTE * len(graph) / 1e6,
+        tile_mb=resident * live_activation_bytes(graph) / 1e6,
+        seconds_per_tile=chosen.seconds_per_tile,
+    )
+
+
+def parallel_tiles(chosen: Choice, options: InferenceOptions, threads: int) -> int:
+    """Tiles to compute at the same time: what the caller limits them to, or what suits the engine in the mode."""
+    suited = chosen.engine.parallel_tiles(threads)
+    if suited > 1:  # engines that run one tile at a time do so in every mode
+        suited = {"latency": 1, "auto": suited, "throughput": threads}[options.mode]
+    return min(suited, options.most_parallel_tiles) if options.most_parallel_tiles else suited
+
+
+def live_activation_bytes(graph: bytes) -> int:
+    """Most bytes of f32 results that have to exist at the same time when one tile runs through a graph.
+
+    Operations run in the graph's order, and a result exists from the operation that makes it to the last that reads it.
+
+    Args:
+        graph: An ONNX file.
+
+    Raises:
+        BackendError: The graph cannot be read.
+    """
+    operations = OpenVinoEngine().read_for_one_tile(graph).get_ordered_ops()
+    last_reader: dict[tuple[str, int], int] = {}
+    for place, operation in enumerate(operations):
+        for source in (port.get_source_output() for port in operation.inputs()):
+            last_reader[source.get_node().get_name(), source.get_index()] = place
+    live: dict[tuple[str, int], int] = {}
+    most = 0
+    for place, operation in enumerate(operations):
+        if operation.get_type_name() != "Constant":
+            live |= {
+                (operation.get_name(), port.get_index()): 4 * math.prod(port.shape) for port in operation.outputs()
+            }
+        most = max(most, sum(live.values()))
+        live = {key: size for key, size in live.items() if last_reader.get(key, place) > place}
+    return most
