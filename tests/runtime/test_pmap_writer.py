@@ -14,6 +14,7 @@ from pydicom.dataelem import DataElement
 
 from tests.phantoms import OBLIQUE, CtPhantom
 from tests.results import IDENTITY, conformance, frames_of, segmentation_of, sources_of
+from ucseg_runtime.dicom import pmap_writer
 from ucseg_runtime.dicom.pmap_writer import write_pmap
 from ucseg_runtime.errors import SegWriteError
 from ucseg_runtime.segmentation import ready_to_write, stored_uncertainty
@@ -113,6 +114,16 @@ def test_uncertainty_that_is_ready_to_write_gives_the_same_file(tmp_path: Path, 
     assert stored_uncertainty(ready.uncertainty) is ready.uncertainty
     write_pmap(tmp_path / "stored.dcm", ready, sources, IDENTITY)
     assert (tmp_path / "stored.dcm").read_bytes() == (tmp_path / "float.dcm").read_bytes()
+
+
+def test_file_is_the_one_that_highdicom_makes_of_all_frames_at_once(
+    tmp_path: Path, phantom: CtPhantom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segmentation, sources = segmentation_of(phantom), sources_of(phantom)
+    write_pmap(tmp_path / "streamed.dcm", segmentation, sources, IDENTITY)
+    monkeypatch.setattr(pmap_writer, "_parametric_map", pmap_writer._description)
+    write_pmap(tmp_path / "at once.dcm", segmentation, sources, IDENTITY)
+    assert (tmp_path / "streamed.dcm").read_bytes() == (tmp_path / "at once.dcm").read_bytes()
 
 
 def test_nothing_is_written_when_the_uncertainty_is_refused(tmp_path: Path) -> None:
