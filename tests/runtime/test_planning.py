@@ -88,6 +88,20 @@ def test_budget_that_nothing_fits_is_refused_with_what_is_needed() -> None:
     assert (caught.value.exit_code, caught.value.code) == (3, "UCSEG-E127")
 
 
+@pytest.mark.parametrize(
+    ("options", "measured_mb"),
+    [
+        pytest.param(replace(F32, mode="latency"), 242, id="openvino, one tile"),
+        pytest.param(F32, 373, id="openvino, two tiles"),
+        pytest.param(replace(F32, engine="onnxruntime"), 328, id="onnxruntime"),
+    ],
+)
+def test_engine_takes_within_15_percent_of_what_was_measured(options: InferenceOptions, measured_mb: float) -> None:
+    model = load_model(default_model_folder())
+    load = engine_load(model, choose(model, options), replace(options, threads=2))
+    assert load.opened_mb + load.parallel_tiles * load.tile_mb == pytest.approx(measured_mb, rel=0.15)
+
+
 def test_activations_are_those_that_exist_at_the_same_time() -> None:
     model = load_model(default_model_folder())
     tile_bytes = 4 * 64 * 80 * 80

@@ -12,11 +12,20 @@ from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.manifest import GRAPH_OF_PRECISION
 from ucseg_runtime.model_folder import Model
 
-# Measured with OpenVINO 2026.4 on two models, whose graphs have 16 and 116 MB and tiles of 0.41 and 0.88 megavoxels.
-_ENGINE_MB = 110.0
-_RESIDENT_PER_GRAPH_BYTE = 3.0
-_RESIDENT_PER_ACTIVATION_BYTE = {"bf16": 0.6}
-_RESIDENT_PER_F32_BYTE = 0.9  # engines run several operations as one, so that not every result is ever stored
+
+@dataclass(frozen=True)
+class _Residence:
+    """Memory of an engine: its own in MB, and bytes per byte of the graph and of activations in f32."""
+
+    own_mb: float
+    per_graph_byte: float
+    per_activation_byte: float
+
+
+# Measured on two models, whose graphs have 16 and 116 MB and tiles of 0.41 and 0.88 megavoxels.
+_OPENVINO = _Residence(110.0, 3.0, 0.9)  # 2026.4; runs several operations as one and stores not every result
+_OPENVINO_BF16 = _Residence(110.0, 3.0, 0.6)
+_ONNXRUNTIME = _Residence(20.0, 3.0, 2.4)  # 1.32; its arena grows with the second tile and never shrinks
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,19 @@ def engine_load(model: Model, chosen: Choice, options: InferenceOptions) -> Engi
         BackendError: The graph cannot be read.
     """
     graph = model.graph(GRAPH_OF_PRECISION[chosen.precision])
-    resident = _RESIDENT_PER_ACTIVATION_BYTE.get(chosen.precision, _RESIDENT_PER_F32_BYTE)
+    residence = _residence(chosen)
     return EngineLoad(
         parallel_tiles=parallel_tiles(chosen, options, options.threads or usable_cores()),
-        opened_mb=_ENGINE_MB + _RESIDENT_PER_GRAPH_BYTE * len(graph) / 1e6,
-        tile_mb=resident * live_activation_bytes(graph) / 1e6,
+        opened_mb=residence.own_mb + residence.per_graph_byte * len(graph) / 1e6,
+        tile_mb=residence.per_activation_byte * live_activation_bytes(graph) / 1e6,
         seconds_per_tile=chosen.seconds_per_tile,
     )
+
+
+def _residence(chosen: Choice) -> _Residence:
+    if chosen.name == "onnxruntime":
+        return _ONNXRUNTIME
+    return _OPENVINO_BF16 if chosen.precision == "bf16" else _OPENVINO
 
 
 def parallel_tiles(chosen: Choice, options: InferenceOptions, threads: int) -> int:
