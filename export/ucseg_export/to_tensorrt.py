@@ -6,47 +6,25 @@ finds. Engines built here have never run on a GPU.
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ucseg_export.half_precision import with_half_convolutions
+from ucseg_export.quantized_convolutions import NOT_CALIBRATED, Calibration, with_quantised_convolutions
+from ucseg_export.tensorrt_builder import Builder, BuildOptions, EnginePrecision, TimingCache, configuration
 from ucseg_runtime.backends.engine_cache import EngineKey, save_engines
 from ucseg_runtime.backends.graphs import GRAPHS, channels_of, engine_tile_shape
-from ucseg_runtime.errors import AccuracyGateError, BackendError, BackendUnavailableError
+from ucseg_runtime.errors import AccuracyGateError, BackendError, InputError
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.model_folder import Model
 
-EnginePrecision = Literal["fp32", "tf32", "fp16"]
-
-_BUILDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
-"""Name of the builder to the module to import, the one for data centres first."""
-
-_CONVOLUTION = "CONVOLUTION"
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What to build.
-
-    Attributes:
-        precision: ``fp32``; ``tf32``: float32 whose products may be rounded to 10 bits of mantissa; ``fp16``:
-            convolutions in float16, see `half_precision`.
-        max_batch: Most tiles of a call; every engine takes 1 … max_batch.
-        compute_capability: Of the GPU, such as ``8.6``; None: what the builder takes by itself.
-        version_compatible: Whether later releases of the same major version may load the engines.
-        hardware_compatible: Whether GPUs of later generations may, at some cost of speed (TensorRT alone).
-    """
-
-    precision: EnginePrecision = "fp16"
-    max_batch: int = 4
-    compute_capability: str | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
+_CONVOLUTIONS = ("CONVOLUTION", "DECONVOLUTION")
+_NARROW: Mapping[EnginePrecision, str] = {"fp16": "HALF", "int8": "INT8", "fp8": "FP8"}
+"""What the convolutions of a subnet read, where it is not float32."""
+_NO_CACHE = TimingCache(Path(), enabled=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,43 +43,8 @@ class BuiltEngine:
     layers: Mapping[str, int]
 
 
-@dataclass(frozen=True)
-class Builder:
-    """A loaded TensorRT.
-
-    Attributes:
-        name: ``tensorrt`` or ``tensorrt_rtx``.
-        package: Its module.
-    """
-
-    name: str
-    package: Any
-
-    @property
-    def version(self) -> str:
-        """Of the package."""
-        return str(self.package.__version__)
-
-
-def load_builder() -> Builder:
-    """The TensorRT of this machine.
-
-    Raises:
-        BackendUnavailableError: None is installed.
-    """
-    for name, module in _BUILDERS.items():
-        try:
-            return Builder(name, importlib.import_module(module))
-        except ImportError:
-            continue
-    raise BackendUnavailableError(
-        "Building engines needs the 'tensorrt' extra, or 'tensorrt-rtx' on a machine without a GPU:",
-        hint="pip install 'ucseg[tensorrt]' or pip install 'ucseg[tensorrt-rtx]'",
-    )
-
-
 def build_engines(
-    model: Model, options: BuildOptions, builder: Builder, root: Path
+    model: Model, options: BuildOptions, builder: Builder, root: Path, calibration: Calibration = NOT_CALIBRATED
 ) -> tuple[Path, dict[str, BuiltEngine]]:
     """Build the four stages and the merged graph, and keep them under everything that they depend on.
 
@@ -110,23 +53,31 @@ def build_engines(
         options: What to build.
         builder: What builds.
         root: Folder of all engines; see `engine_cache`.
+        calibration: Of this model, for int8 and fp8.
 
     Returns:
         Folder of the engines; the engines by artifact key.
 
     Raises:
+        InputError: The precision needs a calibration and there is none.
         BackendError: A graph cannot be parsed or built; the message holds the builder's own words.
         AccuracyGateError: A network has other precisions than were asked for.
         OutputError: The engines cannot be written.
     """
-    engines = {key: build_engine(model.graph(key), key, model.manifest, options, builder) for key in GRAPHS}
+    target = builder.target(options)
+    timings = TimingCache.beside(root, builder, target)
+    engines = {
+        key: build_engine(model.graph(key), key, model.manifest, options, builder, calibration, timings)
+        for key in GRAPHS
+    }
     key = EngineKey(
         model_digest=model.digest,
         builder=builder.name,
         version=builder.version,
-        compute_capability=options.compute_capability or "default",
+        compute_capability=target,
         precision=options.precision,
         max_batch=options.max_batch,
+        calibration=calibration.digest,
     )
     plans = {name: engine.plan for name, engine in engines.items()}
     graphs = {name: engine.graph for name, engine in engines.items()}
@@ -134,7 +85,15 @@ def build_engines(
     return save_engines(root, key, plans, graphs, layers), engines
 
 
-def build_engine(graph: bytes, key: str, spec: ModelSpec, options: BuildOptions, builder: Builder) -> BuiltEngine:
+def build_engine(
+    graph: bytes,
+    key: str,
+    spec: ModelSpec,
+    options: BuildOptions,
+    builder: Builder,
+    calibration: Calibration = NOT_CALIBRATED,
+    timings: TimingCache = _NO_CACHE,
+) -> BuiltEngine:
     """Build the engine of one graph.
 
     Args:
@@ -143,8 +102,11 @@ def build_engine(graph: bytes, key: str, spec: ModelSpec, options: BuildOptions,
         spec: Tensors that the engine must have.
         options: What to build.
         builder: What builds.
+        calibration: Of this model, for int8 and fp8.
+        timings: Of earlier builds.
 
     Raises:
+        InputError: The precision needs a calibration and there is none.
         BackendError: The graph cannot be parsed or built.
         AccuracyGateError: The network has other precisions than were asked for.
     """
@@ -153,7 +115,7 @@ def build_engine(graph: bytes, key: str, spec: ModelSpec, options: BuildOptions,
     build = trt.Builder(log)
     network = build.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
-    content = with_half_convolutions(graph) if options.precision == "fp16" else graph
+    content = _in_precision(graph, options.precision, calibration)
     if not parser.parse(content):
         found = [parser.get_error(index) for index in range(parser.num_errors)]
         errors = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in found)
@@ -161,13 +123,18 @@ def build_engine(graph: bytes, key: str, spec: ModelSpec, options: BuildOptions,
     layers = _layers_by_precision(network)
     _require_precision(key, layers, options.precision)
     _require_tensors(key, network, spec)
-    plan = build.build_serialized_network(network, _configuration(trt, build, network, options))
+    settings = configuration(builder, build, network, options)
+    timings.load_into(settings)
+    plan = build.build_serialized_network(network, settings)
     if plan is None:
         raise BackendError(
             f"{builder.name} {builder.version} cannot build an engine of graph {key}: "
             f"{'; '.join(log.errors) or 'it does not say why'}.",
-            hint="On a machine without a GPU use TensorRT-RTX and name a --compute-capability.",
+            hint="fp8 needs compute capability 8.9 or more."
+            if options.precision == "fp8"
+            else "On a machine without a GPU use TensorRT-RTX and name a --compute-capability.",
         )
+    timings.save_from(settings)
     return BuiltEngine(bytes(plan), content, layers)
 
 
@@ -189,62 +156,46 @@ def trtexec_line(key: str, spec: ModelSpec, options: BuildOptions) -> str:
     return " ".join(["trtexec", f"--onnx={key}.onnx", "--stronglyTyped", *ranges, *flags, f"--saveEngine={key}.plan"])
 
 
-def _configuration(trt: Any, build: Any, network: Any, options: BuildOptions) -> Any:  # noqa: ANN401  # untyped package
-    configuration = build.create_builder_config()
-    _set_flag(configuration, trt.BuilderFlag.TF32, options.precision == "tf32")
-    _set_flag(configuration, trt.BuilderFlag.VERSION_COMPATIBLE, options.version_compatible)
-    if options.hardware_compatible:
-        configuration.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if options.compute_capability is not None:
-        configuration.num_compute_capabilities = 1
-        configuration.set_compute_capability(_capability(trt, options.compute_capability), 0)
-    profile = build.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        rest = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, (1, *rest), (options.max_batch, *rest), (options.max_batch, *rest))
-    configuration.add_optimization_profile(profile)
-    return configuration
-
-
-def _set_flag(configuration: Any, flag: Any, wanted: bool) -> None:  # noqa: ANN401  # untyped package
-    if wanted:
-        configuration.set_flag(flag)
-    else:
-        configuration.clear_flag(flag)
-
-
-def _capability(trt: Any, text: str) -> Any:  # noqa: ANN401  # untyped package
-    members = getattr(trt, "ComputeCapability", None)
-    if members is None:
-        raise BackendUnavailableError(
-            "TensorRT builds for the GPU that it finds; only TensorRT-RTX builds for a named compute capability.",
-            hint="Leave --compute-capability out, or install ucseg[tensorrt-rtx].",
+def _in_precision(graph: bytes, precision: EnginePrecision, calibration: Calibration) -> bytes:
+    if precision == "fp16":
+        return with_half_convolutions(graph)
+    if precision == "fp32" or precision == "tf32":  # noqa: PLR1714  (mypy narrows no membership)
+        return graph
+    if not calibration.digest:
+        raise InputError(
+            f"{precision} engines are calibrated on tiles of real cases, and there are none.",
+            hint="Name a folder with DICOM series or training cases: --cases DIR.",
         )
-    known = {name: member for name, member in members.__members__.items() if name.startswith("SM")}
-    wanted = "SM" + re.sub(r"\D", "", text)
-    if wanted not in known:
-        raise BackendUnavailableError(
-            f"there is no compute capability {text}; this TensorRT-RTX builds for "
-            f"{', '.join(f'{name[2:-1]}.{name[-1]}' for name in known)}."
-        )
-    return known[wanted]
+    return with_quantised_convolutions(graph, calibration, precision)
 
 
 def _layers_by_precision(network: Any) -> dict[str, int]:  # noqa: ANN401  # untyped package
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    counts = Counter(f"{layer.type.name} {layer.get_output(0).dtype.name}" for layer in layers)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    dequantised = {
+        layer.get_output(0).name: layer.get_input(0).dtype.name for layer in layers if layer.type.name == "DEQUANTIZE"
+    }
+    counts = Counter(f"{layer.type.name} {_precision_of(layer, dequantised)}" for layer in layers)
     return dict(sorted(counts.items()))
 
 
+def _precision_of(layer: Any, dequantised: Mapping[str, str]) -> str:  # noqa: ANN401  # untyped package
+    """What the layer gives; of a convolution between two DEQUANTIZE layers, what it reads once fused with them."""
+    given = str(layer.get_output(0).dtype.name)
+    if layer.type.name not in _CONVOLUTIONS:
+        return given
+    # Weights in the precision of the layer are part of it, and no input.
+    read = {dequantised.get(tensor.name, given) if tensor else given for tensor in map(layer.get_input, (0, 1))}
+    return read.pop() if len(read) == 1 else given
+
+
 def _require_precision(key: str, layers: Mapping[str, int], precision: EnginePrecision) -> None:
-    """A request for float16 that would build float32, or the other way round, is refused."""
-    half = layers.get(f"{_CONVOLUTION} HALF", 0)
-    expected = precision == "fp16" and key in ("subnet_a", "subnet_b", "merged")
-    if (half > 0) != expected:
-        raise AccuracyGateError(
-            f"graph {key} has {half} convolutions in float16 after parsing; {precision} was asked for."
-        )
+    """A request for 16 or 8 bits that would build float32, or the other way round, is refused."""
+    narrow = {name: sum(layers.get(f"{kind} {name}", 0) for kind in _CONVOLUTIONS) for name in sorted(_NARROW.values())}
+    has_subnet = key in ("subnet_a", "subnet_b", "merged")
+    expected = _NARROW.get(precision) if has_subnet else None
+    if [name for name, count in narrow.items() if count] != ([expected] if expected else []):
+        found = ", ".join(f"{count} convolutions in {name}" for name, count in narrow.items())
+        raise AccuracyGateError(f"graph {key} has {found} after parsing; {precision} was asked for.")
 
 
 def _require_tensors(key: str, network: Any, spec: ModelSpec) -> None:  # noqa: ANN401  # untyped package

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,21 @@ from typer.testing import CliRunner
 
 from tests.export.conftest import PLANAR, Exported, description, trained_like
 from tests.model_phantom import ModelPhantom
+from tests.volume_phantom import STRAIGHT, centred_geometry
+from ucseg_export.calibration_tiles import calibration_tiles, digest_of
 from ucseg_export.cli.app import app
+from ucseg_export.export_model import write_model_folder
 from ucseg_export.half_precision import with_half_convolutions
+from ucseg_export.manifest_writer import build_manifest
+from ucseg_export.quantized_convolutions import NOT_CALIBRATED, calibrate
+from ucseg_export.tensorrt_builder import BuildOptions, EnginePrecision, load_builder
 from ucseg_export.to_onnx import onnx_graphs
-from ucseg_export.to_tensorrt import BuildOptions, EnginePrecision, build_engine, load_builder, trtexec_line
+from ucseg_export.to_tensorrt import build_engine, build_engines, trtexec_line
 from ucseg_runtime.backends.engine_cache import RECORD_NAME, EngineKey, load_engine_plan, save_engines
 from ucseg_runtime.errors import AccuracyGateError, BackendError, BackendUnavailableError, EngineMismatchError
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.model_folder import default_model_folder, load_model
+from ucseg_training.data.case import Case, save_case
 from ucseg_training.nets import TrioConfig
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="the extra tensorrt-rtx is not installed")
@@ -29,27 +38,52 @@ FOR_AMPERE = BuildOptions(compute_capability="8.6")
 KEY = EngineKey("ab" * 32, "tensorrt_rtx", "1.7", "8.6", "fp16", 4)
 
 
-def build_all(graphs: dict[str, bytes], spec: ModelSpec, precision: EnginePrecision) -> dict[str, dict[str, int]]:
-    options = BuildOptions(precision=precision, compute_capability="8.6", max_batch=2)
-    engines = {key: build_engine(graph, key, spec, options, load_builder()) for key, graph in graphs.items()}
+ALL_PRECISIONS: tuple[EnginePrecision, ...] = ("fp32", "tf32", "fp16", "int8", "fp8")
+READ_BY_CONVOLUTIONS = {"fp32": "FLOAT", "tf32": "FLOAT", "fp16": "HALF", "int8": "INT8", "fp8": "FP8"}
+
+
+def body_tile(spec: ModelSpec) -> np.ndarray:
+    """A bright box in the dark, as the network gets it."""
+    tile = np.zeros((1, spec.channels, *spec.tiling.tile_shape), dtype=np.float32)
+    tile[..., tile.shape[-2] // 4 :, tile.shape[-1] // 4 :] = 1.0
+    return tile
+
+
+def build_all(graphs: Mapping[str, bytes], spec: ModelSpec, precision: EnginePrecision) -> dict[str, dict[str, int]]:
+    capability = "8.9" if precision == "fp8" else "8.6"
+    options = BuildOptions(precision=precision, compute_capability=capability, max_batch=2)
+    quantised = precision in ("int8", "fp8")
+    calibration = calibrate(graphs["merged"], [body_tile(spec)]) if quantised else NOT_CALIBRATED
+    engines = {
+        key: build_engine(graph, key, spec, options, load_builder(), calibration) for key, graph in graphs.items()
+    }
     assert all(len(engine.plan) > 10_000 for engine in engines.values())
-    return {key: dict(engine.layers) for key, engine in engines.items()}
+    found = {key: dict(engine.layers) for key, engine in engines.items()}
+    for key in ("subnet_a", "subnet_b", "merged"):
+        convolutions = {kind: count for kind, count in found[key].items() if kind.startswith("CONVOLUTION")}
+        assert max(convolutions, key=convolutions.__getitem__) == f"CONVOLUTION {READ_BY_CONVOLUTIONS[precision]}"
+    # The logits, the UPG and everything that sums stays in float32.
+    assert {kind for kind in found["upg"] if kind.startswith("CONVOLUTION")} == {"CONVOLUTION FLOAT"}
+    sensitive = ("POOLING", "REDUCE", "UNARY", "SOFTMAX", "MATRIX_MULTIPLY", "RESIZE")
+    assert not [kind for kind in found["merged"] if kind.startswith(sensitive) and kind.endswith(("INT8", "FP8"))]
+    return found
 
 
-@pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16"])
+@pytest.mark.parametrize("precision", ALL_PRECISIONS)
 def test_every_graph_of_the_demo_model_is_built(precision: EnginePrecision) -> None:
     model = load_model(default_model_folder())
     layers = build_all({key: model.graph(key) for key in model.manifest.artifacts}, model.manifest, precision)
-    for key in ("subnet_a", "subnet_b", "merged"):
-        assert (layers[key].get("CONVOLUTION HALF", 0) > 0) == (precision == "fp16")
-    # The logits, the UPG and everything that sums stays in float32.
     sensitive = ("POOLING", "REDUCE", "UNARY", "SOFTMAX", "MATRIX_MULTIPLY", "RESIZE")
     assert not [kind for kind in layers["merged"] if kind.endswith("HALF") and kind.startswith(sensitive)]
     assert layers["upg"]["CONVOLUTION FLOAT"] == 6
+    narrow = READ_BY_CONVOLUTIONS[precision]
+    if narrow != "FLOAT":  # 51 and 4 transposed ones; 6 of the UPG and the logits of both subnets stay as they are
+        assert layers["merged"][f"CONVOLUTION {narrow}"] == 43
+        assert layers["merged"][f"DECONVOLUTION {narrow}"] == 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ALL_PRECISIONS)
 def test_every_graph_of_the_full_size_trio_is_built(full_size: Exported, precision: EnginePrecision) -> None:
     layers = build_all(full_size.graphs, full_size.spec, precision)
     assert sum(layers["merged"].values()) > 400
@@ -61,7 +95,7 @@ def full_size() -> Exported:
     return Exported(net, ModelSpec.model_validate(description(net.config)), onnx_graphs(net))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ALL_PRECISIONS)
 def test_every_graph_of_a_trio_for_planes_is_built(
     all_exported: dict[str, Exported], precision: EnginePrecision
 ) -> None:
@@ -181,8 +215,71 @@ def test_engines_of_another_model_are_not_found(tmp_path: Path) -> None:
         load_engine_plan(tmp_path, other, "merged")
 
 
-def test_model_without_convolutions_to_convert_is_no_float16_engine(tmp_path: Path) -> None:
-    """A request for float16 never ends in a float32 engine without a word."""
+@pytest.mark.parametrize("precision", ["fp16", "int8", "fp8"])
+def test_model_without_convolutions_to_convert_is_no_narrow_engine(tmp_path: Path, precision: EnginePrecision) -> None:
+    """A request for 16 or 8 bits never ends in a float32 engine without a word."""
     model = load_model(ModelPhantom().write(tmp_path / "model"))
-    with pytest.raises(AccuracyGateError, match="0 convolutions in float16"):
-        build_engine(model.graph("merged"), "merged", model.manifest, FOR_AMPERE, load_builder())
+    calibration = calibrate(model.graph("merged"), [body_tile(model.manifest)])
+    options = BuildOptions(precision=precision, compute_capability="8.9")
+    with pytest.raises(AccuracyGateError, match=f"0 convolutions in {READ_BY_CONVOLUTIONS[precision]}.*{precision}"):
+        build_engine(model.graph("merged"), "merged", model.manifest, options, load_builder(), calibration)
+
+
+def test_8_bit_floats_for_a_gpu_that_has_none_are_refused_in_the_builders_words(
+    all_exported: dict[str, Exported],
+) -> None:
+    planar = all_exported["planar"]
+    calibration = calibrate(planar.graphs["merged"], [body_tile(planar.spec)])
+    options = BuildOptions(precision="fp8", compute_capability="8.6")
+    with pytest.raises(BackendError, match=r"subnet_a: .*sm86.*fp8 needs compute capability 8\.9"):
+        build_engine(planar.graphs["subnet_a"], "subnet_a", planar.spec, options, load_builder(), calibration)
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_engines_that_need_a_calibration_are_refused_without_cases(tmp_path: Path, precision: str) -> None:
+    arguments = ["tensorrt", str(default_model_folder()), "--precision", precision, "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 3
+    assert f"{precision} engines are calibrated on tiles of real cases, and there are none" in result.stderr
+    assert "--cases DIR" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_engines_of_another_calibration_replace_the_old_ones_and_are_told_apart(
+    softmax: Exported, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    write_model_folder(folder, build_manifest(softmax.spec, softmax.graphs, (), {}), softmax.graphs, overwrite=False)
+    model, builder = load_model(folder), load_builder()
+    options = BuildOptions(precision="int8", compute_capability="8.6")
+    tile = body_tile(softmax.spec)
+    first, second = (calibrate(model.graph("merged"), [factor * tile]) for factor in (np.float32(1), np.float32(2)))
+    engines, _ = build_engines(model, options, builder, tmp_path / "engines", first)
+    again, _ = build_engines(model, options, builder, tmp_path / "engines", second)
+    assert engines == again
+    key = EngineKey(model.digest, builder.name, builder.version, "8.6", "int8", 4, second.digest)
+    assert load_engine_plan(tmp_path / "engines", key, "merged")
+    with pytest.raises(EngineMismatchError, match="built for another calibration"):
+        load_engine_plan(tmp_path / "engines", dataclasses.replace(key, calibration=first.digest), "merged")
+
+
+def test_command_calibrates_on_the_cases_and_records_their_digest(softmax: Exported, tmp_path: Path) -> None:
+    folder, cases = tmp_path / "model", tmp_path / "cases"
+    write_model_folder(folder, build_manifest(softmax.spec, softmax.graphs, (), {}), softmax.graphs, overwrite=False)
+    cases.mkdir()
+    shape = (40, 40, 40)
+    voxels = np.full(shape, -1000.0, dtype=np.float32)
+    voxels[8:32, 8:32, 8:32] = 40.0
+    nothing = np.zeros(shape, dtype=np.uint8)
+    save_case(Case("a", voxels, nothing, nothing, centred_geometry(shape, (3.0, 3.0, 3.0), STRAIGHT)), cases / "a.npz")
+
+    arguments = ["tensorrt", folder, "--precision", "int8", "--cases", cases, "--tiles-per-case", 2]
+    arguments += ["--compute-capability", "8.6", "--out", tmp_path / "engines", "--json"]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    assert result.exit_code == 0, result.output
+    printed = json.loads(result.stdout)
+    assert printed["engines"]["merged"]["layers"]["CONVOLUTION INT8"] > 0
+    ((*tiles,),) = calibration_tiles(cases, softmax.spec, 2)
+    record = json.loads((Path(printed["folder"]) / RECORD_NAME).read_text(encoding="utf-8"))
+    assert record["key"]["calibration"] == digest_of(tiles)

@@ -45,10 +45,11 @@ def test_machine_without_a_gpu_is_a_clear_error() -> None:
 @pytest.mark.parametrize(("precision", "atol"), [("fp32", 1e-3), ("tf32", 2e-2), ("fp16", 3e-2)])
 def test_engine_computes_what_onnx_runtime_computes(precision: str, atol: float) -> None:
     to_tensorrt = pytest.importorskip("ucseg_export.to_tensorrt")
-    builder = to_tensorrt.load_builder()
+    tensorrt_builder = pytest.importorskip("ucseg_export.tensorrt_builder")
+    builder = tensorrt_builder.load_builder()
     model = load_model(default_model_folder())
     built = to_tensorrt.build_engine(
-        model.graph("merged"), "merged", model.manifest, to_tensorrt.BuildOptions(precision=precision), builder
+        model.graph("merged"), "merged", model.manifest, tensorrt_builder.BuildOptions(precision=precision), builder
     )
     reference = load_engine("onnxruntime").open_session(
         GraphFile("merged", model.graph("merged")), SessionSettings("f32", 1)

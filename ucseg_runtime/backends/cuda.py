@@ -24,6 +24,35 @@ def cuda_devices() -> int:
     return int(count) if status == runtime.cudaError_t.cudaSuccess else 0
 
 
+def gpu_capability(device: int) -> str:
+    """Compute capability of a GPU, such as ``8.6``.
+
+    Args:
+        device: Number of the GPU.
+
+    Raises:
+        BackendUnavailableError: The CUDA bindings, the driver or this GPU are missing; the message says which.
+    """
+    try:
+        runtime: Any = importlib.import_module("cuda.bindings.runtime")
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "The CUDA bindings are missing:", hint="pip install 'ucseg[tensorrt]' or pip install cuda-bindings"
+        ) from error
+    found = cuda_devices()
+    if not 0 <= device < found:
+        has = f"it has {found}, counted from 0" if found else "it has none, or no NVIDIA driver"
+        raise BackendUnavailableError(f"There is no NVIDIA GPU number {device} on this machine; {has}.")
+    attributes = runtime.cudaDeviceAttr
+    parts = []
+    for which in (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor):
+        status, value = runtime.cudaDeviceGetAttribute(which, device)
+        if status != runtime.cudaError_t.cudaSuccess:
+            raise BackendUnavailableError(f"GPU number {device} does not answer: {status.name}.")
+        parts.append(str(int(value)))
+    return ".".join(parts)
+
+
 class TileBuffer:
     """One tensor in pinned host memory and on the device.
 

@@ -6,18 +6,20 @@ the digest of its file are those of the record beside it; nothing is rebuilt sil
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ucseg_runtime.errors import EngineMismatchError, OutputError
 from ucseg_runtime.json_text import json_text
+from ucseg_runtime.manifest import MERGED
 
 RECORD_NAME = "engines.json"
 
@@ -33,8 +35,10 @@ class EngineKey:
         builder: ``tensorrt`` or ``tensorrt_rtx``.
         version: Of the builder.
         compute_capability: Of the GPU, such as ``8.6``.
-        precision: ``fp32``, ``tf32`` or ``fp16``.
+        precision: ``fp32``, ``tf32``, ``fp16``, ``int8`` or ``fp8``.
         max_batch: Most tiles of a call.
+        calibration: SHA-256 of the tiles that int8 and fp8 were calibrated on; empty for the others. Not part of the
+            name of the folder: a new calibration replaces the old one.
     """
 
     model_digest: str
@@ -43,10 +47,11 @@ class EngineKey:
     compute_capability: str
     precision: str
     max_batch: int
+    calibration: str = ""
 
     @property
     def folder_name(self) -> str:
-        """A name that no other key has."""
+        """A name that no other key has, but for the calibration."""
         parts = (
             self.model_digest[:_DIGEST_PREFIX],
             f"{self.builder}-{self.version}",
@@ -55,6 +60,19 @@ class EngineKey:
             f"batch{self.max_batch}",
         )
         return "_".join(parts)
+
+
+@dataclass(frozen=True)
+class BuiltEngines:
+    """Engines of a model that lie in the folder of all engines.
+
+    Attributes:
+        key: What they depend on.
+        build: First digits of the digest of the merged one; another build has others, even of the same graph.
+    """
+
+    key: EngineKey
+    build: str
 
 
 class _Record(BaseModel):
@@ -111,6 +129,38 @@ def save_engines(
     return target
 
 
+def find_engines(root: Path, wanted: EngineKey) -> tuple[BuiltEngines, ...]:
+    """Engines for any number of tiles a call and of any calibration, that for the fewest tiles first.
+
+    Args:
+        root: Folder of all engines; need not exist.
+        wanted: What they must depend on, but for `max_batch` and `calibration`.
+
+    Raises:
+        EngineMismatchError: A record of such engines cannot be read.
+    """
+    prefix = wanted.folder_name.removesuffix(f"{wanted.max_batch}")
+    records = [_read_record(file) for file in sorted(root.glob(f"{glob.escape(prefix)}*/{RECORD_NAME}"))]
+    fitting = [
+        BuiltEngines(record.key, record.sha256[MERGED][:_DIGEST_PREFIX])
+        for record in records
+        if replace(record.key, max_batch=wanted.max_batch, calibration=wanted.calibration) == wanted
+        and MERGED in record.sha256
+    ]
+    return tuple(sorted(fitting, key=lambda built: built.key.max_batch))
+
+
+def _read_record(file: Path) -> _Record:
+    try:
+        return _Record.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValidationError, json.JSONDecodeError) as error:
+        raise EngineMismatchError(
+            f"the record of the built engines cannot be read ({type(error).__name__}).", hint="Build them again."
+        ) from error
+
+
 def load_engine_plan(root: Path, key: EngineKey, name: str) -> bytes:
     """One serialised engine, verified.
 
@@ -124,7 +174,7 @@ def load_engine_plan(root: Path, key: EngineKey, name: str) -> bytes:
     """
     folder = root / key.folder_name
     try:
-        record = _Record.model_validate(json.loads((folder / RECORD_NAME).read_text(encoding="utf-8")))
+        record = _read_record(folder / RECORD_NAME)
         plan = (folder / f"{name}.plan").read_bytes()
     except FileNotFoundError as error:
         raise EngineMismatchError(
@@ -132,9 +182,9 @@ def load_engine_plan(root: Path, key: EngineKey, name: str) -> bytes:
             f"{key.compute_capability} in {key.precision}.",
             hint="Build it: ucseg-export tensorrt MODEL_DIR.",
         ) from error
-    except (OSError, ValidationError, json.JSONDecodeError) as error:
+    except OSError as error:
         raise EngineMismatchError(
-            f"the record of the built engines cannot be read ({type(error).__name__}).", hint="Build them again."
+            f"the engine of {name} cannot be read ({type(error).__name__}).", hint="Build it again."
         ) from error
     wrong = [field for field, value in vars(key).items() if getattr(record.key, field) != value]
     if wrong or record.sha256.get(name) != hashlib.sha256(plan).hexdigest():

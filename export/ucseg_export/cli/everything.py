@@ -17,7 +17,7 @@ from ucseg_export.cli.options import (
     TilesPerCaseOption,
 )
 from ucseg_export.cli.prove import print_proofs
-from ucseg_export.cli.tensorrt import print_engines
+from ucseg_export.cli.tensorrt import calibrated, print_engines
 from ucseg_runtime.cli.reporting import reported
 
 _PROVE_ON = typer.Option("--prove-on", help="Folder to compare engines on; for CT the demo's chest CT when not given.")
@@ -38,15 +38,17 @@ def everything(
         from ucseg_export.prove import candidates, prove, require_passed, write_proofs
         from ucseg_export.prove_cases import volumes_to_compare_on
         from ucseg_export.quantize import add_int8_graph
-        from ucseg_export.to_tensorrt import BuildOptions, build_engines, load_builder
+        from ucseg_export.tensorrt_builder import BuildOptions, load_builder
+        from ucseg_export.to_tensorrt import build_engines
         from ucseg_runtime.model_folder import load_model
-        from ucseg_runtime.packaged_data import cache_folder
+        from ucseg_runtime.cache import engines_folder
 
         builder = load_builder()
         add_int8_graph(model, cases, tiles_per_case)
         loaded = load_model(model)
         options = BuildOptions(precision, max_batch, compute_capability)
-        folder, engines = build_engines(loaded, options, builder, out or cache_folder() / "engines")
+        calibration = calibrated(loaded, options, cases, tiles_per_case)
+        folder, engines = build_engines(loaded, options, builder, out or engines_folder(), calibration)
         print_engines(folder, engines, options, builder)
         volumes = volumes_to_compare_on(prove_on, loaded.manifest.modality)
         proofs = prove(loaded, volumes, candidates(loaded, "auto", "auto"))

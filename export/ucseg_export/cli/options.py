@@ -14,9 +14,15 @@ CalibrationOption = Annotated[
 TilesPerCaseOption = Annotated[
     int, typer.Option("--tiles-per-case", min=1, help="Most tiles of each case to calibrate on.")
 ]
+EngineCasesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cases", help="Folder with DICOM series or training cases (NPZ); int8 and fp8 are calibrated on it."
+    ),
+]
 EnginePrecisionOption = Annotated[
-    Literal["fp32", "tf32", "fp16"],
-    typer.Option("--precision", help="fp16: convolutions in float16, what is sensitive in float32."),
+    Literal["fp32", "tf32", "fp16", "int8", "fp8"],
+    typer.Option("--precision", help="fp16, int8, fp8: of the convolutions; what is sensitive stays in float32."),
 ]
 MaxBatchOption = Annotated[int, typer.Option("--max-batch", min=1, help="Most tiles of a call.")]
 CapabilityOption = Annotated[
@@ -24,5 +30,6 @@ CapabilityOption = Annotated[
     typer.Option("--compute-capability", help="GPU to build for, such as 8.6, where there is none here."),
 ]
 EnginesOption = Annotated[
-    Path | None, typer.Option("--out", help="Folder of all engines; one in the cache folder when not given.")
+    Path | None,
+    typer.Option("--out", help="Folder of all engines; UCSEG_ENGINES, else one in the cache folder, when not given."),
 ]
