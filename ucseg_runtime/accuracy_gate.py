@@ -77,9 +77,9 @@ class EngineProof(_Frozen):
 
     Attributes:
         engine: Name of the engine.
-        version: Version of its package.
+        version: Version of its package; behind a ``+`` the first digits of the digest of an engine built on site.
         precision: Arithmetic.
-        device: Kind of processor, for instance ``CPU``.
+        device: Kind of processor, such as ``CPU`` or ``GPU sm86``.
         processor: Which one it was.
         ucseg_version: That compared.
         reference: What it was compared with.
@@ -97,13 +97,18 @@ class EngineProof(_Frozen):
     seconds_per_tile: FiniteFloat
     cases: tuple[CaseFigures, ...]
 
-    def is_about(self, engine: str, version: str, precision: Precision) -> bool:
-        """Whether these are figures of this engine; the last number of its version may differ."""
-        return (
-            self.engine == engine
-            and self.precision == precision
-            and _proven_part(self.version) == _proven_part(version)
-        )
+    @property
+    def subject(self) -> tuple[str, Precision, str]:
+        """Engine, precision and kind of device, of which a model folder holds one proof each."""
+        return self.engine, self.precision, self.device
+
+    def is_about(self, engine: str, version: str, precision: Precision, device: str) -> bool:
+        """Whether these are figures of this engine on this kind of device.
+
+        The last number of its version may differ; what was built on site must be the very same.
+        """
+        same_subject = self.subject == (engine, precision, device)
+        return same_subject and _proven_part(self.version) == _proven_part(version)
 
     def objection(self, budget: Budget) -> str:
         """The figure that is farthest outside the budget, as a sentence without a full stop; empty if none is."""
@@ -133,7 +138,7 @@ class Proofs(_Frozen):
     Attributes:
         schema_version: Of this layout.
         model_digest: SHA-256 of the manifest that the figures belong to.
-        engines: One per engine and precision.
+        engines: One per engine, precision and kind of device.
     """
 
     schema_version: Literal[1] = 1
@@ -141,8 +146,8 @@ class Proofs(_Frozen):
     engines: tuple[EngineProof, ...] = ()
 
     def with_proof(self, proof: EngineProof) -> Proofs:
-        """These and another one, which replaces figures of the same engine and precision."""
-        others = [item for item in self.engines if (item.engine, item.precision) != (proof.engine, proof.precision)]
+        """These and another one, which replaces figures of the same engine and precision on such a device."""
+        others = [item for item in self.engines if item.subject != proof.subject]
         return self.model_copy(update={"engines": (*others, proof)})
 
     def as_json(self) -> str:
@@ -176,4 +181,5 @@ def fastest_first(proofs: Sequence[EngineProof]) -> list[EngineProof]:
 
 
 def _proven_part(version: str) -> tuple[str, ...]:
-    return tuple(version.split(".")[:_PROVEN_PARTS])
+    numbers, _, build = version.partition("+")
+    return (*numbers.split(".")[:_PROVEN_PARTS], build)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-EngineName = Literal["openvino", "onnxruntime"]
+EngineName = Literal["openvino", "onnxruntime", "tensorrt"]
 EngineChoice = Literal["auto", EngineName]  # typing flattens a Literal inside a Literal
-PrecisionChoice = Literal["auto", "f32", "bf16", "int8"]
 Mode = Literal["auto", "latency", "throughput"]
+PrecisionChoice = Literal["auto", "f32", "tf32", "bf16", "fp16", "int8", "fp8"]
 SegType = Literal["binary", "labelmap", "fractional"]
 
 
@@ -32,6 +32,7 @@ class InferenceOptions:
         max_memory_mb: Memory in MB that a run may take by the prediction of `planning`; 0 means no limit. A run that
             needs more computes fewer tiles at the same time, or is refused before its pixels are read.
         cache_folder: Where compiled models are kept, so that the next start is faster; None means nowhere.
+        device: Number of the GPU, for engines that compute on one.
         keep_probabilities: Whether the probabilities of every class are returned on the source grid.
     """
 
@@ -45,6 +46,7 @@ class InferenceOptions:
     most_parallel_tiles: int = 0
     max_memory_mb: int = 0
     cache_folder: Path | None = None
+    device: int = 0
     keep_probabilities: bool = False
 
 

@@ -22,11 +22,14 @@ MANIFEST_NAME = "manifest.json"
 STAGES = ("subnet_a", "subnet_b", "upg", "decode")
 MERGED = "merged"
 
-Precision = Literal["f32", "bf16", "int8"]
+Precision = Literal["f32", "tf32", "bf16", "fp16", "int8", "fp8"]
 
 INT8_MERGED = "merged_int8"
-GRAPH_OF_PRECISION: Mapping[Precision, str] = MappingProxyType({"f32": MERGED, "bf16": MERGED, "int8": INT8_MERGED})
-"""Artifact that an engine runs whole. bfloat16 is the arithmetic of an engine; integers are written into the graph."""
+GRAPH_OF_PRECISION: Mapping[Precision, str] = MappingProxyType(
+    {"f32": MERGED, "tf32": MERGED, "bf16": MERGED, "fp16": MERGED, "int8": INT8_MERGED, "fp8": MERGED}
+)
+"""Artifact that an engine runs whole where nothing is built on site. Narrower floats are the arithmetic of an engine;
+integers are written into the graph."""
 
 PositiveMm = Annotated[float, Field(gt=0.0, le=1000.0)]
 Side = Annotated[int, Field(ge=1, le=4096)]
@@ -173,7 +176,14 @@ class Budget(_Frozen):
 
 
 DEFAULT_BUDGETS: Mapping[Precision, Budget] = MappingProxyType(
-    {"f32": Budget(mask_dice=0.9995), "bf16": Budget(mask_dice=0.998), "int8": Budget(mask_dice=0.99)}
+    {
+        "f32": Budget(mask_dice=0.9995),
+        "tf32": Budget(mask_dice=0.998),
+        "bf16": Budget(mask_dice=0.998),
+        "fp16": Budget(mask_dice=0.998),
+        "int8": Budget(mask_dice=0.99),
+        "fp8": Budget(mask_dice=0.99),
+    }
 )
 """Of precisions for which a manifest names no budget of its own."""
 

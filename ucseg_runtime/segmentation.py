@@ -22,9 +22,10 @@ class EngineInfo:
 
     Attributes:
         name: ``openvino``, ``onnxruntime`` …
-        version: Version of the engine's package.
-        precision: Arithmetic that was really used: ``f32``, ``bf16`` or ``int8``.
-        device: Kind of processor, for instance ``CPU``.
+        version: Version of the engine's package; behind a ``+`` the first digits of the digest of an engine that was
+            built on site.
+        precision: Arithmetic that was really used, such as ``f32`` or ``int8``.
+        device: Kind of processor, such as ``CPU`` or ``GPU sm86``.
         proven: Whether it passed the accuracy gate for this model.
     """
 

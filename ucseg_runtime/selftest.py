@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ucseg_runtime.arrays import BoolArray, UInt8Array
-from ucseg_runtime.backends.choice import offered_precisions
-from ucseg_runtime.backends.engines import engine_status
+from ucseg_runtime.backends.engines import engine_status, load_engine
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.config import EngineName, InferenceOptions
 from ucseg_runtime.errors import UcsegError
@@ -67,7 +66,8 @@ def run_self_test() -> tuple[SelfTestResult, ...]:
     return tuple(
         _run(model, status.name, precision)
         for status in engine_status()
-        for precision in offered_precisions(model.manifest, status.precisions)
+        if not status.reason
+        for precision in load_engine(status.name).offers(model)
     )
 
 

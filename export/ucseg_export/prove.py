@@ -14,6 +14,8 @@ from ucseg_runtime.arrays import BoolArray, Float32Array, UInt8Array
 from ucseg_runtime.backends import open_backend
 from ucseg_runtime.backends.choice import verdicts
 from ucseg_runtime.backends.cores import processor_name
+from ucseg_runtime.backends.cuda import gpu_name
+from ucseg_runtime.backends.engines import load_engine
 from ucseg_runtime.backends.timed import TimedBackend
 from ucseg_runtime.config import EngineChoice, InferenceOptions, PrecisionChoice
 from ucseg_runtime.errors import AccuracyGateError, BackendUnavailableError, OutputError
@@ -33,17 +35,31 @@ _STEPS_OF_PROBABILITY = np.float32(255.0)
 _PERCENTILE = 99.0
 
 
-def candidates(model: Model, engine: EngineChoice, precision: PrecisionChoice) -> list[InferenceOptions]:
+def candidates(
+    model: Model, engine: EngineChoice, precision: PrecisionChoice, device: int = 0
+) -> list[InferenceOptions]:
     """Engines and precisions of this machine that can run the model, of those that were asked for.
+
+    Args:
+        model: Verified model folder.
+        engine: Name, or all.
+        precision: One, or all.
+        device: Number of the GPU.
 
     Raises:
         BackendUnavailableError: There is none.
+        EngineMismatchError: The engine runs what is built on site, and nothing was.
     """
     wanted = [
-        InferenceOptions(engine=item.engine, precision=item.precision, gate=False, keep_probabilities=True)
-        for item in verdicts(model)
+        InferenceOptions(item.engine, item.precision, gate=False, device=device, keep_probabilities=True)
+        for item in verdicts(model, device)
         if engine in ("auto", item.engine) and precision in ("auto", item.precision)
     ]
+    if not wanted and engine != "auto":
+        loaded = load_engine(engine, device)  # says what is missing
+        for offered in loaded.precisions():
+            if precision in ("auto", offered):
+                raise loaded.unavailable(model, offered)
     if not wanted:
         raise BackendUnavailableError(
             f"no engine of this machine fits --engine {engine} --precision {precision} for this model.",
@@ -76,7 +92,10 @@ def prove(model: Model, volumes: Iterable[Volume], options: Sequence[InferenceOp
                 found = segment_volume(volume, model.manifest, backend, option)
                 cases.append(compare(f"case {ordinal}", found, expected, model.manifest))
         said = f"{reference.info.engine.name} {reference.info.engine.version} f32, staged"
-        return tuple(_proof(backend, tuple(cases), said) for backend, cases in zip(backends, figures, strict=True))
+        return tuple(
+            _proof(backend, option.device, tuple(cases), said)
+            for backend, option, cases in zip(backends, options, figures, strict=True)
+        )
 
 
 def compare(case: str, found: Segmentation, expected: Segmentation, manifest: Manifest) -> CaseFigures:
@@ -140,14 +159,14 @@ def require_passed(model: Model, proofs: Sequence[EngineProof]) -> None:
         )
 
 
-def _proof(backend: TimedBackend, cases: tuple[CaseFigures, ...], reference: str) -> EngineProof:
+def _proof(backend: TimedBackend, device: int, cases: tuple[CaseFigures, ...], reference: str) -> EngineProof:
     engine = backend.info.engine
     return EngineProof(
         engine=engine.name,
         version=engine.version,
         precision=engine.precision,
         device=engine.device,
-        processor=processor_name(),
+        processor=gpu_name(device) if engine.device.startswith("GPU") else processor_name(),
         ucseg_version=__version__,
         reference=reference,
         seconds_per_tile=round(statistics.median(backend.seconds_per_tile), 4),

@@ -327,16 +327,19 @@ def test_missing_engine_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch,
         open_backend(model, InferenceOptions(engine="onnxruntime")),
     ):
         pytest.fail("a missing engine was opened")
-    assert str(caught.value) == (
-        "The onnxruntime engine needs the 'onnxruntime' extra: pip install 'ucseg[onnxruntime]' (found: openvino)."
+    assert str(caught.value).startswith(
+        "The onnxruntime engine needs the 'onnxruntime' extra: pip install 'ucseg[onnxruntime]' (found: openvino"
     )
     assert {status.name: status.reason for status in engine_status()}["onnxruntime"] == str(caught.value)
 
 
 def test_status_lists_versions_and_precisions() -> None:
     status = {item.name: item for item in engine_status()}
-    assert tuple(status) == ENGINES == installed_engines()
-    assert all(item.version and not item.reason and "f32" in item.precisions for item in status.values())
+    assert tuple(status)[:2] == ENGINES == installed_engines()[:2]
+    assert all(
+        item.version and not item.reason and "f32" in item.precisions for item in map(status.get, ENGINES) if item
+    )
+    assert all(bool(item.version) != bool(item.reason) for item in status.values())
 
 
 def test_bf16_that_the_engine_lacks_is_refused_when_asked_for(model: Model) -> None:
@@ -362,7 +365,8 @@ def test_listing_engines_imports_none_of_them(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from ucseg_runtime.backends import installed_engines\n"
-        "print(installed_engines(), [name for name in ('openvino', 'onnxruntime') if name in sys.modules])\n"
+        "heavy = ('openvino', 'onnxruntime', 'tensorrt', 'tensorrt_rtx_bindings', 'cuda')\n"
+        "print(installed_engines()[:2], [name for name in heavy if name in sys.modules])\n"
     )
     assert run_python(code, tmp_path).strip() == "('openvino', 'onnxruntime') []"
 

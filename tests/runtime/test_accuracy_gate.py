@@ -98,9 +98,10 @@ def test_proof_of_another_release_of_the_engine_does_not_count(folder: Path) -> 
 
 
 def test_last_number_of_the_version_may_differ() -> None:
-    assert proof(version="2026.4.0").is_about("openvino", "2026.4.1", "f32")
-    assert not proof(version="2026.4.0").is_about("openvino", "2026.5.0", "f32")
-    assert not proof(version="2026.4.0").is_about("openvino", "2026.4.0", "bf16")
+    assert proof(version="2026.4.0").is_about("openvino", "2026.4.1", "f32", "CPU")
+    assert not proof(version="2026.4.0").is_about("openvino", "2026.5.0", "f32", "CPU")
+    assert not proof(version="2026.4.0").is_about("openvino", "2026.4.0", "bf16", "CPU")
+    assert not proof(version="2026.4.0").is_about("openvino", "2026.4.0", "f32", "GPU sm86")
 
 
 def test_proof_of_another_model_does_not_count(folder: Path, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from ucseg_runtime.accuracy_gate import fastest_first
 from ucseg_runtime.backends.engines import Engine, engine_status, installed_engines, load_engine
+from ucseg_runtime.backends.offers import Offer
 from ucseg_runtime.config import EngineName, InferenceOptions
 from ucseg_runtime.errors import AccuracyGateError, BackendUnavailableError
-from ucseg_runtime.manifest import GRAPH_OF_PRECISION, Manifest, Precision
+from ucseg_runtime.manifest import Precision
 from ucseg_runtime.model_folder import Model
 
 NOT_COMPARED = "never compared with the reference for this model"
@@ -22,6 +23,7 @@ class Choice:
         name: Of the engine.
         engine: Loaded.
         precision: That it will compute in.
+        offer: What it will run.
         proven: Whether it passed the accuracy gate for the model.
         reason: Why this one, for people.
         seconds_per_tile: Measured when it was compared with the reference; None without the gate.
@@ -30,6 +32,7 @@ class Choice:
     name: str
     engine: Engine
     precision: Precision
+    offer: Offer
     proven: bool
     reason: str
     seconds_per_tile: float | None = None
@@ -58,24 +61,34 @@ def choose(model: Model, options: InferenceOptions) -> Choice:
     """Pick engine and precision.
 
     Raises:
-        BackendUnavailableError: The engine that was asked for is not installed, or has not the precision.
+        BackendUnavailableError: The engine that was asked for is not installed, or has not the precision here or for
+            this model.
+        EngineMismatchError: It runs what is built on site, and this was not.
         AccuracyGateError: None of those that were asked for has passed the gate; the message names the figure.
     """
-    _require_available(options)
+    if options.engine != "auto":
+        _require_available(model, options.engine, options)
     if not options.gate:
-        return _without_gate(options)
+        return _without_gate(model, options)
     refusals: list[str] = []
     installed: dict[str, EngineName] = {name: name for name in installed_engines()}
     for proof in fastest_first(model.proofs.engines):
         name = installed.get(proof.engine)
         if name is None or not _is_wanted(name, proof.precision, options):
             continue
-        engine = load_engine(name)
-        refusal = _refusal(model, name, engine, proof.precision)
-        if not refusal:
+        try:
+            engine = load_engine(name, options.device)
+        except BackendUnavailableError as error:
+            refusals.append(f"{name} {proof.precision} refused: {error}")
+            continue
+        if engine.device != proof.device:
+            continue  # figures of another kind of device say nothing here
+        offer = engine.offers(model).get(proof.precision)
+        refusal = _objection(model, name, engine, proof.precision, offer)
+        if offer is not None and not refusal:
             reason = f"passed the accuracy gate, {proof.seconds_per_tile:.3f} s a tile"
             reasons = "; ".join([reason, *refusals])
-            return Choice(name, engine, proof.precision, True, reasons, proof.seconds_per_tile)
+            return Choice(name, engine, proof.precision, offer, True, reasons, proof.seconds_per_tile)
         refusals.append(f"{name} {engine.version} {proof.precision} refused: {refusal}")
     spec = model.manifest
     raise AccuracyGateError(
@@ -86,55 +99,63 @@ def choose(model: Model, options: InferenceOptions) -> Choice:
     )
 
 
-def verdicts(model: Model) -> tuple[Verdict, ...]:
-    """What the gate says of every engine and precision of this machine. Loads the engines, but no model."""
-    times = {(proof.engine, proof.precision): proof.seconds_per_tile for proof in model.proofs.engines}
+def verdicts(model: Model, device: int = 0) -> tuple[Verdict, ...]:
+    """What the gate says of every engine and precision of this machine. Loads the engines, but no model.
+
+    Args:
+        model: Verified model folder.
+        device: Number of the GPU.
+    """
+    times = {proof.subject: proof.seconds_per_tile for proof in model.proofs.engines}
+    usable = [(status.name, load_engine(status.name, device)) for status in engine_status(device) if not status.reason]
     return tuple(
         Verdict(
-            engine=status.name,
-            version=status.version,
+            engine=name,
+            version=offer.version(engine.version),
             precision=precision,
-            objection=_objection(model, status.name, status.version, precision),
-            seconds_per_tile=times.get((status.name, precision)),
+            objection=_objection(model, name, engine, precision, offer),
+            seconds_per_tile=times.get((name, precision, engine.device)),
         )
-        for status in engine_status()
-        for precision in offered_precisions(model.manifest, status.precisions)
+        for name, engine in usable
+        for precision, offer in engine.offers(model).items()
     )
 
 
-def offered_precisions(manifest: Manifest, precisions: tuple[Precision, ...]) -> tuple[Precision, ...]:
-    """Those of an engine's precisions that the model has a graph for."""
-    return tuple(item for item in precisions if GRAPH_OF_PRECISION[item] in manifest.artifacts)
-
-
-def _require_available(options: InferenceOptions) -> None:
-    if options.engine == "auto":
-        return
-    available = load_engine(options.engine).precisions()
-    if options.precision != "auto" and options.precision not in available:
+def _require_available(model: Model, name: EngineName, options: InferenceOptions) -> None:
+    engine = load_engine(name, options.device)
+    offered, precisions = engine.offers(model), engine.precisions()
+    if options.precision != "auto" and options.precision not in precisions:
         raise BackendUnavailableError(
-            f"The {options.engine} engine has no {options.precision} on this processor; it has {', '.join(available)}.",
+            f"The {name} engine has no {options.precision} on this processor; it has {', '.join(precisions)}.",
             hint="Use --precision auto.",
         )
+    if options.precision != "auto" and options.precision not in offered:
+        raise engine.unavailable(model, options.precision)
+    if not offered:
+        raise engine.unavailable(model, precisions[0])
 
 
-def _without_gate(options: InferenceOptions) -> Choice:
+def _without_gate(model: Model, options: InferenceOptions) -> Choice:
     first: EngineName = next(iter(installed_engines()), "openvino")  # loading it says that it is missing
     name = first if options.engine == "auto" else options.engine
-    precision = options.precision if options.precision != "auto" else "f32"
-    return Choice(name, load_engine(name), precision, False, "the accuracy gate was skipped")
+    engine = load_engine(name, options.device)
+    precision = options.precision if options.precision != "auto" else engine.precisions()[0]
+    offer = engine.offers(model).get(precision)
+    if offer is None:
+        raise engine.unavailable(model, precision)
+    return Choice(name, engine, precision, offer, False, "the accuracy gate was skipped")
 
 
 def _is_wanted(engine: str, precision: Precision, options: InferenceOptions) -> bool:
     return options.engine in ("auto", engine) and options.precision in ("auto", precision)
 
 
-def _refusal(model: Model, name: str, engine: Engine, precision: Precision) -> str:
+def _objection(model: Model, name: str, engine: Engine, precision: Precision, offer: Offer | None) -> str:
     if precision not in engine.precisions():
         return "not offered by this processor"
-    return _objection(model, name, engine.version, precision)
-
-
-def _objection(model: Model, engine: str, version: str, precision: Precision) -> str:
-    proof = next((item for item in model.proofs.engines if item.is_about(engine, version, precision)), None)
+    if offer is None:
+        return str(engine.unavailable(model, precision))
+    version = offer.version(engine.version)
+    proofs = (item for item in model.proofs.engines if item.is_about(name, version, precision, engine.device))
+    proof = next(proofs, None)
     return NOT_COMPARED if proof is None else proof.objection(model.manifest.budget(precision))

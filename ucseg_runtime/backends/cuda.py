@@ -53,6 +53,13 @@ def gpu_capability(device: int) -> str:
     return ".".join(parts)
 
 
+def gpu_name(device: int) -> str:
+    """What the driver calls a GPU; ``unknown`` where it does not say."""
+    runtime: Any = importlib.import_module("cuda.bindings.runtime")
+    status, properties = runtime.cudaGetDeviceProperties(device)
+    return bytes(properties.name).decode("ascii") if status == runtime.cudaError_t.cudaSuccess else "unknown"
+
+
 class TileBuffer:
     """One tensor in pinned host memory and on the device.
 

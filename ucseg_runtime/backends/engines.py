@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from ucseg_runtime.backends.offers import Offer
 from ucseg_runtime.backends.onnx_runtime import OnnxRuntimeEngine
 from ucseg_runtime.backends.openvino import OpenVinoEngine
 from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
+from ucseg_runtime.backends.tensorrt_engine import TensorRtEngine
 from ucseg_runtime.config import EngineName
-from ucseg_runtime.errors import BackendUnavailableError
+from ucseg_runtime.errors import BackendUnavailableError, UcsegError
 from ucseg_runtime.manifest import Precision
+from ucseg_runtime.model_folder import Model
 
 
 class Engine(Protocol):
@@ -25,11 +28,19 @@ class Engine(Protocol):
 
     @property
     def device(self) -> str:
-        """What it computes on, such as ``CPU``; part of the identity of every output."""
+        """Kind of what it computes on, such as ``CPU`` or ``GPU sm86``; part of the identity of every output."""
         ...
 
     def precisions(self) -> tuple[Precision, ...]:
         """Arithmetic that this device offers with it."""
+        ...
+
+    def offers(self, model: Model) -> Mapping[Precision, Offer]:
+        """Those of the precisions in which it can run this model here, and what it then runs."""
+        ...
+
+    def unavailable(self, model: Model, precision: Precision) -> UcsegError:
+        """Why it cannot run this model in a precision that the device offers, and what to do."""
         ...
 
     def parallel_tiles(self, threads: int) -> int:
@@ -43,17 +54,25 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class _Entry:
-    """One row of the table of engines: its name, the package it needs, the extra that installs it, how to load it."""
+    """One row of the table of engines.
+
+    Attributes:
+        name: Of the engine.
+        packages: Modules of which it needs one.
+        extra: That installs one of them; empty for the base install.
+        load: Makes the engine for the device of that number; engines of the processor have one.
+    """
 
     name: EngineName
-    package: str
+    packages: tuple[str, ...]
     extra: str
-    load: Callable[[], Engine]
+    load: Callable[[int], Engine]
 
 
 _ENGINES = (  # the one of the base install first
-    _Entry("openvino", "openvino", "", OpenVinoEngine),
-    _Entry("onnxruntime", "onnxruntime", "onnxruntime", OnnxRuntimeEngine),
+    _Entry("openvino", ("openvino",), "", lambda _: OpenVinoEngine()),
+    _Entry("onnxruntime", ("onnxruntime",), "onnxruntime", lambda _: OnnxRuntimeEngine()),
+    _Entry("tensorrt", ("tensorrt", "tensorrt_rtx_bindings"), "tensorrt", TensorRtEngine),
 )
 
 
@@ -79,30 +98,36 @@ def installed_engines() -> tuple[EngineName, ...]:
     return tuple(entry.name for entry in _ENGINES if _is_installed(entry))
 
 
-def engine_status() -> tuple[EngineStatus, ...]:
-    """Every engine that ucseg knows, usable or not. Loads the packages, but no model."""
-    return tuple(_status(entry) for entry in _ENGINES)
+def engine_status(device: int = 0) -> tuple[EngineStatus, ...]:
+    """Every engine that ucseg knows, usable or not. Loads the packages, but no model.
+
+    Args:
+        device: Number of the GPU, for engines that compute on one.
+    """
+    return tuple(_status(entry, device) for entry in _ENGINES)
 
 
 def _is_installed(entry: _Entry) -> bool:
-    return importlib.util.find_spec(entry.package) is not None
+    return any(importlib.util.find_spec(package) is not None for package in entry.packages)
 
 
-def load_engine(name: EngineName) -> Engine:
+def load_engine(name: EngineName, device: int = 0) -> Engine:
     """Import the package of an engine.
 
     Args:
         name: One of the table's.
+        device: Number of the GPU, for engines that compute on one.
 
     Raises:
-        BackendUnavailableError: The package is not installed or cannot be loaded; the message names what to install.
+        BackendUnavailableError: The package is not installed or cannot be loaded, or there is no such GPU; the message
+            says which, and what to do.
     """
-    return _loaded(next(entry for entry in _ENGINES if entry.name == name))
+    return _loaded(next(entry for entry in _ENGINES if entry.name == name), device)
 
 
-def _loaded(entry: _Entry) -> Engine:
+def _loaded(entry: _Entry, device: int) -> Engine:
     if _is_installed(entry):
-        return entry.load()
+        return entry.load(device)
     wanted = f"ucseg[{entry.extra}]" if entry.extra else "ucseg"
     needs = f"needs the '{entry.extra}' extra" if entry.extra else "is part of the base install and missing"
     raise BackendUnavailableError(
@@ -111,9 +136,9 @@ def _loaded(entry: _Entry) -> Engine:
     )
 
 
-def _status(entry: _Entry) -> EngineStatus:
+def _status(entry: _Entry, device: int) -> EngineStatus:
     try:
-        engine = _loaded(entry)
+        engine = _loaded(entry, device)
     except BackendUnavailableError as error:
         return EngineStatus(entry.name, "", (), str(error))
     return EngineStatus(entry.name, engine.version, engine.precisions(), "")

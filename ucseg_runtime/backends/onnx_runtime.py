@@ -9,9 +9,11 @@ from typing import Any
 
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.graphs import AnyShape, Signature
+from ucseg_runtime.backends.offers import Offer, graphs_of, no_graph
 from ucseg_runtime.backends.session import GraphFile, SessionSettings
-from ucseg_runtime.errors import BackendError, BackendUnavailableError
+from ucseg_runtime.errors import BackendError, BackendUnavailableError, UcsegError
 from ucseg_runtime.manifest import Precision
+from ucseg_runtime.model_folder import Model
 
 _ERRORS_ONLY = 3
 
@@ -54,6 +56,14 @@ class OnnxRuntimeEngine:
     def precisions(self) -> tuple[Precision, ...]:
         """F32 alone: its CPU kernels have no other floating-point arithmetic for these graphs."""
         return ("f32",)
+
+    def offers(self, model: Model) -> Mapping[Precision, Offer]:
+        """Every precision that the model folder has a graph for."""
+        return graphs_of(model, self.precisions())
+
+    def unavailable(self, model: Model, precision: Precision) -> UcsegError:
+        """The model folder has no graph for it."""
+        return no_graph(precision)
 
     def parallel_tiles(self, threads: int) -> int:
         """One: its threads belong to the session, and tiles at the same time would fight for them."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ucseg_runtime.backends.base import Backend, BackendInfo
-from ucseg_runtime.backends.choice import Choice, choose, offered_precisions
+from ucseg_runtime.backends.choice import Choice, choose
 from ucseg_runtime.backends.cores import usable_cores
 from ucseg_runtime.backends.graphs import check_signature
 from ucseg_runtime.backends.load import parallel_tiles
@@ -14,7 +14,7 @@ from ucseg_runtime.backends.local import LocalBackend
 from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import BackendUnavailableError
-from ucseg_runtime.manifest import GRAPH_OF_PRECISION, MERGED, STAGES
+from ucseg_runtime.manifest import MERGED, STAGES
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.segmentation import EngineInfo
 
@@ -31,18 +31,21 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
     Raises:
         BackendUnavailableError: The engine is not installed, has not the precision that was asked for, or the model has
             no graph in it.
+        EngineMismatchError: The engine runs what is built on site, and this was not.
         AccuracyGateError: No engine that was asked for has passed the accuracy gate for this model.
         BackendError: The engine cannot run the model.
         ArtifactMismatchError: A graph has other tensors than the manifest says.
     """
     chosen = choose(model, options)
-    _require_graph(model, chosen, staged)
-    graphs = {key: key for key in STAGES} if staged else {MERGED: GRAPH_OF_PRECISION[chosen.precision]}
+    if staged and chosen.offer.graph != MERGED:
+        raise BackendUnavailableError(f"the stages have no {chosen.precision} graphs.", hint="Use --precision f32.")
+    graphs = {key: key for key in STAGES} if staged else {MERGED: chosen.offer.graph}
     threads = options.threads or usable_cores()
     parallel = parallel_tiles(chosen, options, threads)
     settings = SessionSettings(chosen.precision, threads, parallel, options.cache_folder)
     sessions = {role: _session(chosen, model, role, artifact, settings) for role, artifact in graphs.items()}
-    engine = EngineInfo(chosen.name, chosen.engine.version, chosen.precision, chosen.engine.device, chosen.proven)
+    version = chosen.offer.version(chosen.engine.version)
+    engine = EngineInfo(chosen.name, version, chosen.precision, chosen.engine.device, chosen.proven)
     info = BackendInfo(engine, batch_atol=0.0, reason=chosen.reason, parallel_tiles=parallel)
     backend = LocalBackend(model.manifest, info, sessions)
     try:
@@ -56,12 +59,3 @@ def _session(chosen: Choice, model: Model, role: str, artifact: str, settings: S
     session = chosen.engine.open_session(graph, settings)
     check_signature(role, session.signature, model.manifest)
     return session
-
-
-def _require_graph(model: Model, chosen: Choice, staged: bool) -> None:
-    if staged and GRAPH_OF_PRECISION[chosen.precision] != MERGED:
-        raise BackendUnavailableError(f"the stages have no {chosen.precision} graphs.", hint="Use --precision f32.")
-    if chosen.precision not in offered_precisions(model.manifest, (chosen.precision,)):
-        raise BackendUnavailableError(
-            f"the model has no {chosen.precision} graph.", hint="Make one: ucseg-export int8 MODEL_DIR."
-        )

@@ -17,10 +17,12 @@ from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.compiled_cache import CompiledKey, keep, kept
 from ucseg_runtime.backends.cores import processor_name
 from ucseg_runtime.backends.graphs import AnyShape, Signature
+from ucseg_runtime.backends.offers import Offer, graphs_of, no_graph
 from ucseg_runtime.backends.session import GraphFile, SessionSettings
 from ucseg_runtime.backends.telemetry import without_telemetry
-from ucseg_runtime.errors import BackendError, BackendUnavailableError
+from ucseg_runtime.errors import BackendError, BackendUnavailableError, UcsegError
 from ucseg_runtime.manifest import Precision
+from ucseg_runtime.model_folder import Model
 
 _LOGGER = logging.getLogger(__name__)
 _THREADS_PER_TILE = 4
@@ -63,6 +65,14 @@ class OpenVinoEngine:
         """f32 and int8, and bf16 where the processor has it."""
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return ("f32", "bf16", "int8") if "BF16" in capabilities else ("f32", "int8")
+
+    def offers(self, model: Model) -> Mapping[Precision, Offer]:
+        """Every precision that the model folder has a graph for."""
+        return graphs_of(model, self.precisions())
+
+    def unavailable(self, model: Model, precision: Precision) -> UcsegError:
+        """The model folder has no graph for it."""
+        return no_graph(precision)
 
     def parallel_tiles(self, threads: int) -> int:
         """Two where there are two cores or more, and one for every four cores where there are many.

@@ -10,11 +10,105 @@ from typing import Any
 import numpy as np
 
 from ucseg_runtime.arrays import Float32Array
-from ucseg_runtime.backends.cuda import Stream, TileBuffer
+from ucseg_runtime.backends.cuda import Stream, TileBuffer, gpu_capability
+from ucseg_runtime.backends.engine_cache import BuiltEngines, EngineKey, find_engines, load_engine_plan
 from ucseg_runtime.backends.graphs import AnyShape, Signature
-from ucseg_runtime.errors import BackendError, BackendUnavailableError
+from ucseg_runtime.backends.offers import Offer
+from ucseg_runtime.backends.session import GraphFile, SessionSettings
+from ucseg_runtime.cache import engines_folder
+from ucseg_runtime.errors import BackendError, BackendUnavailableError, EngineMismatchError
+from ucseg_runtime.manifest import MERGED, Precision
+from ucseg_runtime.model_folder import Model
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
+
+_BUILT_AS: Mapping[Precision, str] = {"f32": "fp32", "tf32": "tf32", "fp16": "fp16", "int8": "int8", "fp8": "fp8"}
+"""Precision to what its engines are called where they are built; f32 is without the rounding of tf32."""
+
+_LEAST_CAPABILITY: Mapping[Precision, tuple[int, int]] = {
+    "f32": (7, 5),
+    "tf32": (8, 0),
+    "fp16": (7, 5),
+    "int8": (7, 5),
+    "fp8": (8, 9),
+}
+"""Source: NVIDIA, TensorRT support matrix, section Hardware and Precision."""
+
+
+class TensorRtEngine:
+    """Loads TensorRT, else TensorRT-RTX, for one GPU; opening the engine allocates nothing there.
+
+    It runs engines that `ucseg-export tensorrt` built for this very model, release and kind of GPU, and builds none.
+
+    Args:
+        device: Number of the GPU.
+
+    Raises:
+        BackendUnavailableError: The package cannot be loaded, or there is no such GPU; the message says which.
+    """
+
+    def __init__(self, device: int = 0) -> None:
+        self._builder, package = _installed()
+        self._version = str(package.__version__)
+        self._device = device
+        self._capability = gpu_capability(device)
+
+    @property
+    def version(self) -> str:
+        """Version of the installed package."""
+        return self._version
+
+    @property
+    def device(self) -> str:
+        """The kind of GPU."""
+        return f"GPU sm{self._capability.replace('.', '')}"
+
+    def precisions(self) -> tuple[Precision, ...]:
+        """Those that the GPU has arithmetic for and that engines are built in."""
+        major, minor = map(int, self._capability.split("."))
+        return tuple(precision for precision, least in _LEAST_CAPABILITY.items() if (major, minor) >= least)
+
+    def offers(self, model: Model) -> Mapping[Precision, Offer]:
+        """Precisions in which the merged graph was built for this model, release and GPU."""
+        found = {precision: self._built(model.digest, precision) for precision in self.precisions()}
+        return {precision: Offer(MERGED, built.build) for precision, built in found.items() if built is not None}
+
+    def unavailable(self, model: Model, precision: Precision) -> EngineMismatchError:
+        """No engine was built; the message has the command that builds it."""
+        calibrated = " --cases DIR" if precision in ("int8", "fp8") else ""
+        return EngineMismatchError(
+            f"there is no {self._builder} {self._version} engine of {model.manifest.name} {model.manifest.version} in "
+            f"{precision} for compute capability {self._capability}.",
+            hint=f"Build it here: ucseg-export tensorrt MODEL_DIR --precision {_BUILT_AS[precision]}{calibrated}; "
+            "UCSEG_ENGINES names the folder where it is looked for, if not the cache folder.",
+        )
+
+    def parallel_tiles(self, threads: int) -> int:
+        """One: a tile fills the GPU."""
+        return 1
+
+    def open_session(self, graph: GraphFile, settings: SessionSettings) -> TensorRtSession:
+        """Load the engine that was built from a graph.
+
+        Raises:
+            EngineMismatchError: There is none, or it is not the one that its record names.
+            BackendError: The engine cannot be loaded on this GPU.
+        """
+        built = self._built(graph.model_digest, settings.precision)
+        if built is None:
+            raise EngineMismatchError(
+                f"there is no {self._builder} {self._version} engine of {graph.key} in {settings.precision}.",
+                hint="Build it: ucseg-export tensorrt MODEL_DIR.",
+            )
+        plan = load_engine_plan(engines_folder(), built.key, graph.key)
+        return TensorRtSession(plan, self._builder, self._device)
+
+    def _built(self, model_digest: str, precision: Precision) -> BuiltEngines | None:
+        """The engines of a model in one precision; those for the fewest tiles a call, which is one here."""
+        wanted = EngineKey(
+            model_digest, self._builder, self._version, self._capability, _BUILT_AS[precision], max_batch=0
+        )
+        return next(iter(find_engines(engines_folder(), wanted)), None)
 
 
 class TensorRtSession:
@@ -93,6 +187,18 @@ class TensorRtSession:
             raise BackendError("TensorRT failed on a tile.")
         for name in self._signature.outputs:
             self._stream.download(self._buffers[name])
+
+
+def _installed() -> tuple[str, Any]:
+    """Name and module of the TensorRT of this machine, the one for data centres first."""
+    for builder, module in _MODULES.items():
+        try:
+            return builder, importlib.import_module(module)
+        except (ImportError, OSError):
+            continue
+    raise BackendUnavailableError(
+        "The tensorrt engine needs the 'tensorrt' extra, or 'tensorrt-rtx':", hint="pip install 'ucseg[tensorrt]'"
+    )
 
 
 def _load(builder: str) -> Any:  # noqa: ANN401  # untyped package

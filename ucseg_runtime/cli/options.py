@@ -63,4 +63,7 @@ CacheOption = Annotated[
         "--cache/--no-cache", help="Keep compiled models in the cache folder, for a slightly faster next start."
     ),
 ]
+DeviceOption = Annotated[
+    int, typer.Option("--device", min=0, help="Number of the GPU, for engines that compute on one.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead of a table.")]

@@ -11,6 +11,7 @@ import typer
 
 from ucseg_runtime.cli.options import (
     CacheOption,
+    DeviceOption,
     EngineOption,
     GateOption,
     InputArgument,
@@ -50,6 +51,7 @@ def segment(
     mode: ModeOption = "auto",
     max_memory: MaxMemoryOption = 0,
     cache: CacheOption = False,
+    device: DeviceOption = 0,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,6 +62,7 @@ def segment(
             precision=precision,
             gate=gate,
             threads=threads,
+            device=device,
             skip_air=skip_air,
             mode=mode,
             max_memory_mb=max_memory,

@@ -40,8 +40,8 @@ def everything(
         from ucseg_export.quantize import add_int8_graph
         from ucseg_export.tensorrt_builder import BuildOptions, load_builder
         from ucseg_export.to_tensorrt import build_engines
-        from ucseg_runtime.model_folder import load_model
         from ucseg_runtime.cache import engines_folder
+        from ucseg_runtime.model_folder import load_model
 
         builder = load_builder()
         add_int8_graph(model, cases, tiles_per_case)

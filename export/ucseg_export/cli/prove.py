@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ucseg_export.cli.options import ModelArgument
-from ucseg_runtime.cli.options import EngineOption, JsonOption, PrecisionOption
+from ucseg_runtime.cli.options import DeviceOption, EngineOption, JsonOption, PrecisionOption
 from ucseg_runtime.cli.reporting import print_json, print_table, reported
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def prove(
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     cases: Annotated[Path | None, _VOLUMES] = None,
+    device: DeviceOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Compare engines with the reference on whole volumes; only those that pass may serve the model."""
@@ -33,7 +34,7 @@ def prove(
         from ucseg_runtime.model_folder import load_model
 
         loaded = load_model(model)
-        options = candidates(loaded, engine, precision)
+        options = candidates(loaded, engine, precision, device)
         proofs = prove(loaded, volumes_to_compare_on(cases, loaded.manifest.modality), options)
         write_proofs(loaded, proofs)
         if as_json:

@@ -47,8 +47,8 @@ def tensorrt(
     with reported(as_json):
         from ucseg_export.tensorrt_builder import BuildOptions, load_builder
         from ucseg_export.to_tensorrt import build_engines, trtexec_line
-        from ucseg_runtime.model_folder import load_model
         from ucseg_runtime.cache import engines_folder
+        from ucseg_runtime.model_folder import load_model
 
         loaded, builder = load_model(model), load_builder()
         options = BuildOptions(precision, max_batch, compute_capability, version_compatible, hardware_compatible)
