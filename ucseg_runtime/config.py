@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-EngineName = Literal["openvino", "onnxruntime", "tensorrt"]
+EngineName = Literal["openvino", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
 EngineChoice = Literal["auto", EngineName]  # typing flattens a Literal inside a Literal
 Mode = Literal["auto", "latency", "throughput"]
 PrecisionChoice = Literal["auto", "f32", "tf32", "bf16", "fp16", "int8", "fp8"]
@@ -33,6 +33,7 @@ class InferenceOptions:
             needs more computes fewer tiles at the same time, or is refused before its pixels are read.
         cache_folder: Where compiled models are kept, so that the next start is faster; None means nowhere.
         device: Number of the GPU, for engines that compute on one.
+        gpu_memory_mb: Most memory in MB that ONNX Runtime may take on the GPU; 0 for no limit.
         keep_probabilities: Whether the probabilities of every class are returned on the source grid.
     """
 
@@ -47,6 +48,7 @@ class InferenceOptions:
     max_memory_mb: int = 0
     cache_folder: Path | None = None
     device: int = 0
+    gpu_memory_mb: int = 0
     keep_probabilities: bool = False
 
 

@@ -95,7 +95,7 @@ def calibrate(merged: bytes, tiles: Sequence[Float32Array]) -> Calibration:
         )
         for tile in tiles:
             found = session.run({IMAGE: tile})
-            peaks = {name: max(peak, float(found[f"{name}_peak"])) for name, peak in peaks.items()}
+            peaks = {name: max(peak, float(np.asarray(found[f"{name}_peak"]))) for name, peak in peaks.items()}
         session.close()
     return Calibration(peaks, digest_of(tiles))
 

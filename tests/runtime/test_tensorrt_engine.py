@@ -23,9 +23,12 @@ from ucseg_runtime.backends.tensorrt_engine import TensorRtEngine
 from ucseg_runtime.cache import engines_folder
 from ucseg_runtime.cli.app import app
 from ucseg_runtime.config import InferenceOptions, PrecisionChoice
+from ucseg_runtime.dicom.codes import long_string
 from ucseg_runtime.errors import AccuracyGateError, BackendUnavailableError, EngineMismatchError
+from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.manifest import DEFAULT_BUDGETS
 from ucseg_runtime.model_folder import Model, load_model
+from ucseg_runtime.segmentation import EngineInfo
 
 rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="the extra tensorrt-rtx is not installed")
 without_gpu = pytest.mark.skipif(cuda_devices() > 0, reason="this machine has a GPU")
@@ -58,7 +61,7 @@ def build(model: Model, precision: str = "fp16", plan: bytes = b"plan", **other:
     }
     key = EngineKey(**{**fields, **other})  # type: ignore[arg-type]
     save_engines(engines_folder(), key, {"merged": plan}, {"merged": b"graph"}, {"merged": {}})
-    return hashlib.sha256(plan).hexdigest()[:16]
+    return hashlib.sha256(plan).hexdigest()[:8]
 
 
 def proven(version: str, precision: str = "fp16", device: str = "GPU sm86", seconds: float = 0.01) -> EngineProof:
@@ -205,7 +208,7 @@ def test_engine_that_was_proven_on_such_a_gpu_serves(model: Model) -> None:
 @pytest.mark.usefixtures("ampere")
 @pytest.mark.parametrize(
     ("build_digits", "device"),
-    [("", "GPU sm90"), ("0" * 16, "GPU sm86")],
+    [("", "GPU sm90"), ("0" * 8, "GPU sm86")],
     ids=["another kind of GPU", "another build of the same engine"],
 )
 def test_proof_of_another_gpu_or_build_does_not_count(model: Model, build_digits: str, device: str) -> None:
@@ -222,6 +225,15 @@ def test_auto_passes_over_an_engine_whose_gpu_is_not_here(model: Model) -> None:
     chosen = choose(load_model(model.folder), InferenceOptions())
     assert chosen.name == "openvino"
     assert "tensorrt fp16 refused: There is no NVIDIA GPU number 0" in chosen.reason
+
+
+def test_outputs_say_in_full_that_the_gate_was_skipped() -> None:
+    """DICOM's SoftwareVersions holds 64 characters, and what does not fit is cut off."""
+    for name, version in (("tensorrt", "10.13.12.135+01234567"), ("onnxruntime-tensorrt", "1.32.0")):
+        engine = EngineInfo(name, version, "fp16", "GPU sm120")
+        text = RunIdentity("m", "1", "ab", engine, "cd", "3").engine_text
+        assert long_string(text) == text
+        assert text.endswith("no accuracy gate")
 
 
 def test_proofs_of_different_gpus_lie_side_by_side() -> None:

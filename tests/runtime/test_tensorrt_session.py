@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from tests.model_phantom import ModelPhantom
+from tests.phantoms import CtPhantom, write_ct_series
+from ucseg_runtime.backends import open_backend
 from ucseg_runtime.backends.cuda import Stream, cuda_devices
 from ucseg_runtime.backends.engines import load_engine
 from ucseg_runtime.backends.session import GraphFile, SessionSettings
 from ucseg_runtime.backends.tensorrt_engine import TensorRtSession
+from ucseg_runtime.config import InferenceOptions, PrecisionChoice
 from ucseg_runtime.errors import BackendError, BackendUnavailableError
 from ucseg_runtime.model_folder import default_model_folder, load_model
 
@@ -65,3 +71,26 @@ def test_engine_computes_what_onnx_runtime_computes(precision: str, atol: float)
                 np.testing.assert_allclose(found[name], expected[name], atol=atol)
     finally:
         session.close()
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("built", "precision"), [("fp32", "f32"), ("tf32", "tf32")])
+def test_engine_built_here_is_proved_and_then_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: str, precision: PrecisionChoice
+) -> None:
+    export = pytest.importorskip("ucseg_export.cli.app").app
+    monkeypatch.setenv("UCSEG_ENGINES", str(tmp_path / "engines"))
+    folder = ModelPhantom(tile_shape=(16, 32, 32)).write(tmp_path / "model")
+    write_ct_series(tmp_path / "study", CtPhantom(shape=(20, 40, 48)))
+    for arguments in (
+        ["tensorrt", str(folder), "--precision", built],
+        ["prove", str(folder), "--engine", "tensorrt", "--cases", str(tmp_path / "study")],
+    ):
+        result = CliRunner().invoke(export, arguments)
+        assert result.exit_code == 0, result.output
+    with open_backend(load_model(folder), InferenceOptions(engine="tensorrt")) as backend:
+        engine = backend.info.engine
+    assert (engine.precision, engine.proven) == (precision, True)
+    assert engine.device.startswith("GPU sm")
+    assert "+" in engine.version

@@ -24,6 +24,8 @@ from ucseg_runtime.manifest import MERGED
 RECORD_NAME = "engines.json"
 
 _DIGEST_PREFIX = 16
+_BUILD_DIGITS = 8
+"""With as many, engine, version, precision, device and the note that the gate was skipped fit into one DICOM LO."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ def find_engines(root: Path, wanted: EngineKey) -> tuple[BuiltEngines, ...]:
     prefix = wanted.folder_name.removesuffix(f"{wanted.max_batch}")
     records = [_read_record(file) for file in sorted(root.glob(f"{glob.escape(prefix)}*/{RECORD_NAME}"))]
     fitting = [
-        BuiltEngines(record.key, record.sha256[MERGED][:_DIGEST_PREFIX])
+        BuiltEngines(record.key, record.sha256[MERGED][:_BUILD_DIGITS])
         for record in records
         if replace(record.key, max_batch=wanted.max_batch, calibration=wanted.calibration) == wanted
         and MERGED in record.sha256

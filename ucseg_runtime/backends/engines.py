@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from ucseg_runtime.backends.offers import Offer
 from ucseg_runtime.backends.onnx_runtime import OnnxRuntimeEngine
+from ucseg_runtime.backends.onnx_runtime_gpu import CUDA, TENSORRT, OnnxRuntimeGpuEngine, has_gpu_package
 from ucseg_runtime.backends.openvino import OpenVinoEngine
 from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.backends.tensorrt_engine import TensorRtEngine
@@ -61,17 +63,33 @@ class _Entry:
         packages: Modules of which it needs one.
         extra: That installs one of them; empty for the base install.
         load: Makes the engine for the device of that number; engines of the processor have one.
+        is_installed: What else than one of the modules has to be there.
+        remark: On installing the extra.
     """
 
     name: EngineName
     packages: tuple[str, ...]
     extra: str
     load: Callable[[int], Engine]
+    is_installed: Callable[[], bool] = lambda: True
+    remark: str = ""
 
 
+_EXCLUSIVE = " after pip uninstall onnxruntime: both own the same module"
 _ENGINES = (  # the one of the base install first
     _Entry("openvino", ("openvino",), "", lambda _: OpenVinoEngine()),
     _Entry("onnxruntime", ("onnxruntime",), "onnxruntime", lambda _: OnnxRuntimeEngine()),
+    _Entry(
+        "onnxruntime-cuda", ("onnxruntime",), "cuda", partial(OnnxRuntimeGpuEngine, CUDA), has_gpu_package, _EXCLUSIVE
+    ),
+    _Entry(
+        "onnxruntime-tensorrt",
+        ("onnxruntime",),
+        "cuda",
+        partial(OnnxRuntimeGpuEngine, TENSORRT),
+        has_gpu_package,
+        _EXCLUSIVE,
+    ),
     _Entry("tensorrt", ("tensorrt", "tensorrt_rtx_bindings"), "tensorrt", TensorRtEngine),
 )
 
@@ -108,7 +126,8 @@ def engine_status(device: int = 0) -> tuple[EngineStatus, ...]:
 
 
 def _is_installed(entry: _Entry) -> bool:
-    return any(importlib.util.find_spec(package) is not None for package in entry.packages)
+    found = any(importlib.util.find_spec(package) is not None for package in entry.packages)
+    return found and entry.is_installed()
 
 
 def load_engine(name: EngineName, device: int = 0) -> Engine:
@@ -132,7 +151,7 @@ def _loaded(entry: _Entry, device: int) -> Engine:
     needs = f"needs the '{entry.extra}' extra" if entry.extra else "is part of the base install and missing"
     raise BackendUnavailableError(
         f"The {entry.name} engine {needs}:",
-        hint=f"pip install '{wanted}' (found: {', '.join(installed_engines()) or 'none'}).",
+        hint=f"pip install '{wanted}'{entry.remark} (found: {', '.join(installed_engines()) or 'none'}).",
     )
 
 

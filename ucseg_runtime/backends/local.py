@@ -18,7 +18,7 @@ from ucseg_runtime.backends.graphs import (
     UNCERTAINTY,
     channels_of,
 )
-from ucseg_runtime.backends.session import Session
+from ucseg_runtime.backends.session import Session, Tensor
 from ucseg_runtime.errors import BackendError
 from ucseg_runtime.manifest import MERGED, ModelSpec
 
@@ -82,7 +82,7 @@ class LocalBackend:
         for index in range(lane, len(tiles), len(self._lanes)):
             tensors = self._run_graphs(self._lanes[lane], self._turned(tiles[index : index + 1]))
             for name, result in results.items():
-                result[index] = self._turned(tensors[name])[0]
+                result[index] = self._turned(np.asarray(tensors[name], dtype=np.float32))[0]
 
     def _check_ready(self, with_logits: bool) -> None:
         if not self._lanes:
@@ -94,8 +94,8 @@ class LocalBackend:
         shape = (tiles, channels_of(name, self._spec), *self._spec.tiling.tile_shape)
         return np.empty(shape, dtype=np.float32)
 
-    def _run_graphs(self, sessions: Mapping[str, Session], image: Float32Array) -> dict[str, Float32Array]:
-        tensors = {IMAGE: np.ascontiguousarray(image)}
+    def _run_graphs(self, sessions: Mapping[str, Session], image: Float32Array) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {IMAGE: np.ascontiguousarray(image)}
         for session in sessions.values():
             tensors.update(session.run(tensors))
         return tensors

@@ -4,21 +4,82 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.graphs import AnyShape, Signature
 from ucseg_runtime.backends.offers import Offer, graphs_of, no_graph
-from ucseg_runtime.backends.session import GraphFile, SessionSettings
+from ucseg_runtime.backends.session import GraphFile, SessionSettings, Tensor
 from ucseg_runtime.errors import BackendError, BackendUnavailableError, UcsegError
 from ucseg_runtime.manifest import Precision
 from ucseg_runtime.model_folder import Model
+
+CPU_PROVIDER = "CPUExecutionProvider"
 
 _ERRORS_ONLY = 3
 
 _TELEMETRY_OPT_OUTS = ("ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED")
 """The first is that of release 1.32; the second is what the same switch was called while it was being developed."""
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """The loaded package.
+
+    Attributes:
+        package: Its module, untyped: the wheel carries no type information.
+        failures: Exceptions that it raises.
+    """
+
+    package: Any
+    failures: tuple[type[Exception], ...]
+
+    @property
+    def version(self) -> str:
+        """Version of the installed package."""
+        return str(self.package.__version__)
+
+    def session(self, graph: GraphFile, threads: int, providers: Sequence[tuple[str, Mapping[str, str]]]) -> Any:  # noqa: ANN401  # untyped package
+        """One of its own sessions.
+
+        Args:
+            graph: To prepare.
+            threads: Of the processor.
+            providers: What may compute it with which settings, the first that can takes a node.
+
+        Raises:
+            BackendError: The graph cannot be read.
+        """
+        options = self.package.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            return self.package.InferenceSession(graph.content, options, providers=list(providers))
+        except self.failures as error:
+            raise BackendError("onnxruntime cannot prepare a graph of the model.") from error
+
+
+def load_onnxruntime() -> OnnxRuntime:
+    """Import the package, for whatever processors it was made.
+
+    Raises:
+        BackendUnavailableError: It is installed but cannot be loaded.
+    """
+    _decline_telemetry()
+    try:
+        package = importlib.import_module("onnxruntime")
+        state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    except (ImportError, OSError) as error:
+        raise BackendUnavailableError(
+            "onnxruntime is installed but cannot be loaded.",
+            hint="Install it again: pip install --force-reinstall 'ucseg[onnxruntime]'",
+        ) from error
+    # Its exceptions have no common base but Exception.
+    own = (item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception))
+    return OnnxRuntime(package, (*own, RuntimeError, ValueError))
 
 
 class OnnxRuntimeEngine:
@@ -29,24 +90,12 @@ class OnnxRuntimeEngine:
     """
 
     def __init__(self) -> None:
-        _decline_telemetry()
-        try:
-            # Untyped: the wheel carries no type information.
-            self._package: Any = importlib.import_module("onnxruntime")
-            state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-        except (ImportError, OSError) as error:
-            raise BackendUnavailableError(
-                "onnxruntime is installed but cannot be loaded.",
-                hint="Install it again: pip install --force-reinstall 'ucseg[onnxruntime]'",
-            ) from error
-        # Its exceptions have no common base but Exception.
-        own = (item for item in vars(state).values() if isinstance(item, type) and issubclass(item, Exception))
-        self._failures: tuple[type[Exception], ...] = (*own, RuntimeError, ValueError)
+        self._runtime = load_onnxruntime()
 
     @property
     def version(self) -> str:
         """Version of the installed package."""
-        return str(self._package.__version__)
+        return self._runtime.version
 
     @property
     def device(self) -> str:
@@ -75,15 +124,8 @@ class OnnxRuntimeEngine:
         Raises:
             BackendError: The graph cannot be read.
         """
-        options = self._package.SessionOptions()
-        options.intra_op_num_threads = settings.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _ERRORS_ONLY
-        try:
-            session = self._package.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
-        except self._failures as error:
-            raise BackendError("onnxruntime cannot prepare a graph of the model.") from error
-        return OnnxRuntimeSession(session, self._failures)
+        session = self._runtime.session(graph, settings.threads, [(CPU_PROVIDER, {})])
+        return OnnxRuntimeSession(session, self._runtime.failures)
 
 
 class OnnxRuntimeSession:
@@ -92,7 +134,7 @@ class OnnxRuntimeSession:
     def __init__(self, session: Any, failures: tuple[type[Exception], ...]) -> None:  # noqa: ANN401  # untyped package
         self._session = session
         self._failures = failures
-        self._signature = Signature(_shapes(session.get_inputs()), _shapes(session.get_outputs()))
+        self._signature = signature_of(session)
 
     @property
     def signature(self) -> Signature:
@@ -103,7 +145,7 @@ class OnnxRuntimeSession:
         """See `Session.another`: results are new arrays with every call, and calls may overlap."""
         return OnnxRuntimeSession(self._session, self._failures)
 
-    def run(self, tensors: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Float32Array]:
         """See `Session.run`."""
         inputs = {name: tensors[name] for name in self._signature.inputs}
         names = list(self._signature.outputs)
@@ -114,6 +156,11 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         """See `Session.close`; its memory goes with the last session of the graph."""
+
+
+def signature_of(session: Any) -> Signature:  # noqa: ANN401  # untyped package
+    """The tensors of one of the package's own sessions."""
+    return Signature(_shapes(session.get_inputs()), _shapes(session.get_outputs()))
 
 
 def _decline_telemetry() -> None:

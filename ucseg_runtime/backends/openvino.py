@@ -18,7 +18,7 @@ from ucseg_runtime.backends.compiled_cache import CompiledKey, keep, kept
 from ucseg_runtime.backends.cores import processor_name
 from ucseg_runtime.backends.graphs import AnyShape, Signature
 from ucseg_runtime.backends.offers import Offer, graphs_of, no_graph
-from ucseg_runtime.backends.session import GraphFile, SessionSettings
+from ucseg_runtime.backends.session import GraphFile, SessionSettings, Tensor
 from ucseg_runtime.backends.telemetry import without_telemetry
 from ucseg_runtime.errors import BackendError, BackendUnavailableError, UcsegError
 from ucseg_runtime.manifest import Precision
@@ -154,7 +154,7 @@ class OpenVinoSession:
         """See `Session.another`."""
         return OpenVinoSession(self._compiled, self._signature)
 
-    def run(self, tensors: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Float32Array]:
         """See `Session.run`. The results are views of the engine's buffers, which the next call overwrites."""
         inputs = {name: tensors[name] for name in self._signature.inputs}
         try:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy.typing as npt
+
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.graphs import Signature
 from ucseg_runtime.manifest import Precision
@@ -36,12 +38,26 @@ class SessionSettings:
         threads: Threads of the processor for everything together, at least 1.
         parallel_tiles: Sessions of the same graph that will run at the same time, at least 1.
         cache_folder: Where compiled graphs may be kept; None means nowhere. Engines may ignore it.
+        gpu_memory_mb: Most memory in MB that an engine may take on the GPU, where it has such a limit; 0 for none.
     """
 
     precision: Precision
     threads: int
     parallel_tiles: int = 1
     cache_folder: Path | None = None
+    gpu_memory_mb: int = 0
+
+
+class DeviceTensor(Protocol):
+    """A result that still lies where the engine computed it; `numpy.asarray` copies it to the host."""
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Float32Array:
+        """The same values on the host, float32."""
+        ...
+
+
+Tensor = Float32Array | DeviceTensor
+"""What goes into a session and comes out of it: the next stage takes a result from where it lies."""
 
 
 class Session(Protocol):
@@ -56,11 +72,12 @@ class Session(Protocol):
         """A session of the same graph that may run at the same time, with buffers of its own."""
         ...
 
-    def run(self, tensors: Mapping[str, Float32Array]) -> Mapping[str, Float32Array]:
+    def run(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Run the graph on one tile.
 
         Args:
-            tensors: float32, C-contiguous, shape (1, channels, *tile); at least the inputs of the graph.
+            tensors: float32, C-contiguous, shape (1, channels, *tile); at least the inputs of the graph. Those that
+                are no arrays come from another session of this engine.
 
         Returns:
             Every output, float32, shape (1, channels, *tile); valid until the next call.

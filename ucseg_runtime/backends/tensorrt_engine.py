@@ -14,7 +14,7 @@ from ucseg_runtime.backends.cuda import Stream, TileBuffer, gpu_capability
 from ucseg_runtime.backends.engine_cache import BuiltEngines, EngineKey, find_engines, load_engine_plan
 from ucseg_runtime.backends.graphs import AnyShape, Signature
 from ucseg_runtime.backends.offers import Offer
-from ucseg_runtime.backends.session import GraphFile, SessionSettings
+from ucseg_runtime.backends.session import GraphFile, SessionSettings, Tensor
 from ucseg_runtime.cache import engines_folder
 from ucseg_runtime.errors import BackendError, BackendUnavailableError, EngineMismatchError
 from ucseg_runtime.manifest import MERGED, Precision
@@ -148,7 +148,7 @@ class TensorRtSession:
         """Give the memory of host and device back."""
         self._stream.close()
 
-    def run(self, tensors: Mapping[str, Float32Array]) -> dict[str, Float32Array]:
+    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Float32Array]:
         """See `Session.run`. The results are views of pinned memory, which the next call overwrites."""
         for name in self._signature.inputs:
             np.copyto(self._buffers[name].host, tensors[name])

@@ -66,4 +66,7 @@ CacheOption = Annotated[
 DeviceOption = Annotated[
     int, typer.Option("--device", min=0, help="Number of the GPU, for engines that compute on one.")
 ]
+GpuMemoryOption = Annotated[
+    int, typer.Option("--gpu-memory-mb", min=0, help="Most memory in MB that ONNX Runtime may take on the GPU; 0: all.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead of a table.")]

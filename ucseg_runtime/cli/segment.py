@@ -14,6 +14,7 @@ from ucseg_runtime.cli.options import (
     DeviceOption,
     EngineOption,
     GateOption,
+    GpuMemoryOption,
     InputArgument,
     JsonOption,
     MaxMemoryOption,
@@ -52,6 +53,7 @@ def segment(
     max_memory: MaxMemoryOption = 0,
     cache: CacheOption = False,
     device: DeviceOption = 0,
+    gpu_memory_mb: GpuMemoryOption = 0,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,6 +65,7 @@ def segment(
             gate=gate,
             threads=threads,
             device=device,
+            gpu_memory_mb=gpu_memory_mb,
             skip_air=skip_air,
             mode=mode,
             max_memory_mb=max_memory,
