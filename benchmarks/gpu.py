@@ -4,12 +4,13 @@
     python benchmarks/gpu.py --dry-run
 
 One call, unattended: every row is a process of its own, and a contender that is missing or fails gives a row with the
-reason. Times are those of one batch with input and output already on the device. ``difference`` is the largest of a
+reason. Times are those of one batch with input and output already on the device, but for "ucseg TensorRT", the session
+that serves: one tile after the other, copies from and to the host included. ``difference`` is the largest of a
 probability from torch in float32 on the CPU. ``--dry-run`` takes the same paths on the CPU with a tiny trio and no
 compiler; its times mean nothing.
 
-A further engine, such as the project's own TensorRT session, is one more function in `_OPENERS` with a line in
-`contenders`: it gets the request, and returns a function that runs the batch to the end and one that gives the result.
+A further engine is one more function in `_OPENERS` with a line in `contenders`: it gets the request, and returns a
+function that runs the batch to the end and one that gives the result.
 """
 
 from __future__ import annotations
@@ -32,9 +33,15 @@ import torch
 from by_hand import ProbabilityNet
 from measuring import ChildFailedError, Json, answer, child_request, environment, run_child, seconds_of, spread
 from operations import count
-from subjects import CONFIGS, SIZES, random_trio
+from subjects import CONFIGS, SIZES, description_of, random_trio
+from ucseg_export.manifest_writer import model_spec
+from ucseg_export.tensorrt_builder import BuildOptions, EnginePrecision, load_builder
 from ucseg_export.to_onnx import onnx_graphs
+from ucseg_export.to_tensorrt import build_engine
+from ucseg_runtime.backends.engines import load_engine
 from ucseg_runtime.backends.graphs import IMAGE, PROBABILITIES, UNCERTAINTY
+from ucseg_runtime.backends.tensorrt_engine import TensorRtSession
+from ucseg_runtime.errors import BackendUnavailableError
 from ucseg_runtime.manifest import MERGED
 from ucseg_training.checkpoint import load_checkpoint, save_checkpoint
 from ucseg_training.nets import TrioConfig
@@ -92,6 +99,7 @@ def contenders(device: str) -> list[Json]:
         _row("ONNX Runtime", "onnxruntime", "f32", _without(provider), provider=provider),
         _row("ONNX Runtime TensorRT", "onnxruntime", "f32", _without(tensorrt), provider=tensorrt),
         _row("ONNX Runtime TensorRT", "onnxruntime", "f16", _without(tensorrt), provider=tensorrt),
+        *(_row("ucseg TensorRT", "tensorrt", arithmetic, _without_tensorrt()) for arithmetic in ("f32", "tf32", "f16")),
     ]
 
 
@@ -102,6 +110,14 @@ def _row(contender: str, opener: str, arithmetic: Arithmetic, skipped: str = "",
 def _without(provider: str) -> str:
     available = onnxruntime.get_available_providers()
     return "" if provider in available else f"onnxruntime has no {provider}; it has {', '.join(available)}"
+
+
+def _without_tensorrt() -> str:
+    try:
+        load_engine("tensorrt")
+    except BackendUnavailableError as error:
+        return str(error)
+    return ""
 
 
 def open_torch(request: Json, image: npt.NDArray[np.float32]) -> Opened:
@@ -148,9 +164,25 @@ def open_onnxruntime(request: Json, image: npt.NDArray[np.float32]) -> Opened:
     return run, lambda: np.asarray(binding.copy_outputs_to_cpu()[0], dtype=np.float32)
 
 
+def open_tensorrt(request: Json, image: npt.NDArray[np.float32]) -> Opened:
+    """The merged graph as `ucseg segment --engine tensorrt` runs it."""
+    precisions: dict[Arithmetic, EnginePrecision] = {"f32": "fp32", "tf32": "tf32", "f16": "fp16"}
+    config, builder = load_checkpoint(Path(request["checkpoint"])).net.config, load_builder()
+    options = BuildOptions(precisions[request["arithmetic"]], max_batch=1)
+    graph, spec = Path(request["graph"]).read_bytes(), model_spec(description_of(config), config)
+    session = TensorRtSession(build_engine(graph, MERGED, spec, options, builder).plan, builder.name)
+    found: list[npt.NDArray[np.float32]] = []
+
+    def run() -> None:
+        found[:] = [session.run({IMAGE: tile[None]})[PROBABILITIES].copy() for tile in image]
+
+    return run, lambda: np.concatenate(found)
+
+
 _OPENERS: dict[str, Callable[[Json, npt.NDArray[np.float32]], Opened]] = {
     "torch": open_torch,
     "onnxruntime": open_onnxruntime,
+    "tensorrt": open_tensorrt,
 }
 
 

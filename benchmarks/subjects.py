@@ -74,7 +74,7 @@ def _subject(size: str, folder: Path, smallest: bool) -> Subject:
     study = folder / "crop"
     write_crop(whole, study, (slice(20, 70), slice(150, 350)) if smallest else (_CROP_SLICES, _CROP_PIXELS))
     net = random_trio(CONFIGS["full"])
-    description = _full_description(net.config)
+    description = description_of(net.config)
     checkpoint, model = folder / "full.safetensors", folder / "full"
     save_checkpoint(checkpoint, net.state_dict(), net.config, 0, description)
     graphs = onnx_graphs(net)
@@ -128,8 +128,8 @@ def _smooth_noise(config: TrioConfig) -> Tensor:
     return nn.functional.interpolate(coarse, size=config.tile_shape, mode="trilinear")
 
 
-def _full_description(config: TrioConfig) -> dict[str, object]:
-    """A binary model around the networks, with the intensities of the demo model."""
+def description_of(config: TrioConfig) -> dict[str, object]:
+    """A CT model around the networks, with the intensities of the demo model."""
     organ = {"value": "39607008", "scheme": "SCT", "meaning": "Lung"}
     preprocessing = PREPROCESSING.model_dump(mode="json") | {"spacing_mm": list(_FULL_SPACING_MM)}
     return {
@@ -142,12 +142,13 @@ def _full_description(config: TrioConfig) -> dict[str, object]:
         "channels": config.in_channels,
         "classes": [
             {
-                "label": LABELS["lungs"],
-                "name": "lungs",
+                "label": label,
+                "name": "lungs" if label == LABELS["lungs"] else f"class {label}",
                 "category": ANATOMICAL_STRUCTURE.model_dump(mode="json"),
                 "type": organ,
                 "colour_rgb": [120, 190, 255],
             }
+            for label in range(1, config.num_classes)
         ],
         "activation": config.activation,
         "fusion": "upg",
