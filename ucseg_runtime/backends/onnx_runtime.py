@@ -57,7 +57,10 @@ class OnnxRuntime:
         options.inter_op_num_threads = 1
         options.log_severity_level = _ERRORS_ONLY
         try:
-            return self.package.InferenceSession(graph.content, options, providers=list(providers))
+            # By itself it falls back to the processor, and prints so, when a provider fails: at the start or on a tile.
+            return self.package.InferenceSession(
+                graph.content, options, providers=list(providers), enable_fallback=False
+            )
         except self.failures as error:
             raise BackendError("onnxruntime cannot prepare a graph of the model.") from error
 

@@ -7,6 +7,7 @@ import importlib.metadata
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from ucseg_runtime.backends.cuda import gpu_capability
 from ucseg_runtime.backends.offers import Offer, graphs_of, no_graph
@@ -14,7 +15,7 @@ from ucseg_runtime.backends.onnx_runtime import OnnxRuntime, load_onnxruntime
 from ucseg_runtime.backends.onnx_runtime_bound import BoundSession, Place
 from ucseg_runtime.backends.session import GraphFile, SessionSettings
 from ucseg_runtime.cache import engines_folder
-from ucseg_runtime.errors import BackendUnavailableError, UcsegError
+from ucseg_runtime.errors import BackendUnavailableError, OutputError, UcsegError
 from ucseg_runtime.manifest import Precision
 from ucseg_runtime.model_folder import Model
 
@@ -93,7 +94,10 @@ class OnnxRuntimeGpuEngine:
         Raises:
             BackendUnavailableError: ONNX Runtime would compute it elsewhere.
             BackendError: The graph cannot be read, or the GPU has not the memory.
+            OutputError: The folder of engines cannot be made.
         """
+        if self._provider is TENSORRT:
+            _make_cache(_cache_of(graph))
         wanted = provider_settings(self._provider, self._device, graph, settings)
         session = self._runtime.session(graph, settings.threads, wanted)
         require_first(session.get_providers(), self._provider.order[0])
@@ -156,9 +160,9 @@ def provider_settings(
         "device_id": str(device),
         "trt_fp16_enable": str(int(settings.precision == "fp16")),
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(engines_folder() / "onnxruntime" / graph.model_digest[:16] / graph.key),
+        "trt_engine_cache_path": str(_cache_of(graph)),
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(engines_folder() / "onnxruntime"),
+        "trt_timing_cache_path": str(_cache_of(graph)),
     }
     if limit:
         # By default the arena grows by powers of two, which would take the limit for a fraction of its use.
@@ -166,3 +170,18 @@ def provider_settings(
         tensorrt |= {"trt_max_workspace_size": str(limit)}
     told = {_CUDA: cuda, _TENSORRT: tensorrt}
     return [(name, told[name]) for name in provider.order]
+
+
+def _cache_of(graph: GraphFile) -> Path:
+    """Where TensorRT's provider keeps what it built from a graph; it names the files by graph, release and GPU."""
+    return engines_folder() / "onnxruntime" / graph.model_digest / graph.key
+
+
+def _make_cache(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the folder of the engines cannot be made ({type(error).__name__}).",
+            hint="Check its space and permissions, or name another one with UCSEG_ENGINES.",
+        ) from error
