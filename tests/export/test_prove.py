@@ -137,6 +137,24 @@ def test_engine_that_is_not_there_is_named(folder: Path, study: Path) -> None:
     assert "--engine onnxruntime --precision bf16" in result.stderr
 
 
+def test_engine_that_was_not_built_is_named_with_the_command_that_builds_it(
+    folder: Path, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="the extra tensorrt-rtx is not installed")
+    monkeypatch.setattr("ucseg_runtime.backends.tensorrt_engine.gpu_capability", lambda _: "8.6")
+    monkeypatch.setenv("UCSEG_ENGINES", str(tmp_path / "engines"))
+    result = prove(folder, study, "--engine", "tensorrt", "--precision", "tf32")
+    assert result.exit_code == 4
+    assert "UCSEG-E131" in result.stderr
+    assert "in tf32 for compute capability 8.6. Build it here: ucseg-export tensorrt" in result.stderr
+
+
+def test_engine_of_a_gpu_that_is_not_here_is_refused(folder: Path, study: Path) -> None:
+    result = prove(folder, study, "--engine", "tensorrt", "--device", "99")
+    assert result.exit_code == 5
+    assert "UCSEG-E141" in result.stderr
+
+
 def test_folder_without_volumes_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = prove(folder, tmp_path / "empty")
