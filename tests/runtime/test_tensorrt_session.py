@@ -46,6 +46,13 @@ def test_machine_without_a_gpu_is_a_clear_error() -> None:
         Stream()
 
 
+def test_names_of_tensorrt_rtx_that_the_session_uses_exist() -> None:
+    rtx = pytest.importorskip("tensorrt_rtx_bindings", reason="the extra tensorrt-rtx is not installed")
+    assert rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert hasattr(rtx.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+    assert hasattr(rtx.ICudaEngine, "create_runtime_config")
+
+
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize(("precision", "atol"), [("fp32", 1e-3), ("tf32", 2e-2), ("fp16", 3e-2)])

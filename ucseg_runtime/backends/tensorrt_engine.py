@@ -163,7 +163,7 @@ class TensorRtSession:
             raise BackendError(
                 "the TensorRT engine cannot be loaded on this GPU.", hint="Build it here: ucseg-export tensorrt."
             )
-        self._context: Any = self._engine.create_execution_context()
+        self._context: Any = _context(package, self._engine)
         self._signature = _signature(package, self._engine)
         self._buffers = {name: self._bound(name) for name in (*self._signature.inputs, *self._signature.outputs)}
         self._queue()
@@ -209,6 +209,19 @@ def _load(builder: str) -> Any:  # noqa: ANN401  # untyped package
         raise BackendUnavailableError(
             f"The {builder} engine needs the '{extra}' extra:", hint=f"pip install 'ucseg[{extra}]'"
         ) from error
+
+
+def _context(package: Any, engine: Any) -> Any:  # noqa: ANN401  # untyped package
+    """What runs the engine. TensorRT-RTX compiles kernels for the shape before the first run, and not meanwhile.
+
+    By default it starts with kernels for any shape and exchanges them later, and the recorded graph would keep those.
+    """
+    strategies = getattr(package, "DynamicShapesKernelSpecializationStrategy", None)
+    if strategies is None:  # TensorRT has chosen its kernels when it built
+        return engine.create_execution_context()
+    configuration = engine.create_runtime_config()
+    configuration.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+    return engine.create_execution_context(configuration)
 
 
 def _signature(package: Any, engine: Any) -> Signature:  # noqa: ANN401  # untyped package
