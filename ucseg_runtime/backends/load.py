@@ -9,7 +9,6 @@ from ucseg_runtime.backends.choice import Choice
 from ucseg_runtime.backends.cores import usable_cores
 from ucseg_runtime.backends.openvino import OpenVinoEngine
 from ucseg_runtime.config import InferenceOptions
-from ucseg_runtime.manifest import GRAPH_OF_PRECISION
 from ucseg_runtime.model_folder import Model
 
 
@@ -51,7 +50,7 @@ def engine_load(model: Model, chosen: Choice, options: InferenceOptions) -> Engi
     Raises:
         BackendError: The graph cannot be read.
     """
-    graph = model.graph(GRAPH_OF_PRECISION[chosen.precision])
+    graph = model.graph(chosen.offer.graph)
     residence = _residence(chosen)
     return EngineLoad(
         parallel_tiles=parallel_tiles(chosen, options, options.threads or usable_cores()),
