@@ -5,7 +5,7 @@ Slices are handed on as soon as no later tile touches them, so that no array of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,9 +58,9 @@ class Stitcher:
     def __init__(self, plan: TilePlan, channels: int) -> None:
         self._plan = plan
         self._tile_weights = tile_weights(plan.tiling)
-        self._final_after = _final_slices(plan)
+        self._final = _final_slices(plan)
         self._first = 0  # z index of the first slice of the canvas
-        sides = (_canvas_depth(plan, self._final_after), *plan.spatial_shape[1:])
+        sides = (_canvas_depth(plan, self._final), *plan.spatial_shape[1:])
         self._sums = np.zeros((channels + 1, *sides), dtype=np.float32)  # probabilities, then uncertainty
         self._weights = np.zeros(sides, dtype=np.float32)
         self._added = 0
@@ -77,11 +77,11 @@ class Stitcher:
                 outside [0, 1].
         """
         self._check_shape(tiles, output)
-        final = []
+        final: list[Stitched] = []
         for tile, probabilities, uncertainty in zip(tiles, output.probabilities, output.uncertainty, strict=True):
+            final += self._take_final()  # of the first tile: slices before it that no tile touches
             self._add_tile(tile, probabilities, uncertainty)
-            if self._final_after[self._added - 1] > self._first:
-                final.append(self._take(self._final_after[self._added - 1] - self._first))
+            final += self._take_final()
         return tuple(final)
 
     def _add_tile(self, tile: Tile, probabilities: Float32Array, uncertainty: Float32Array) -> None:
@@ -95,14 +95,23 @@ class Stitcher:
         self._sums[(-1, *inside)] += uncertainty[(0, *within)] * weights
         self._weights[inside] += weights
 
+    def _take_final(self) -> Iterator[Stitched]:
+        """Slices that no later tile touches: so many at a time as the canvas holds, as tiles need not cover all."""
+        while self._first < self._final[self._added]:
+            yield self._take(min(self._final[self._added] - self._first, len(self._weights)))
+
     def _take(self, slices: int) -> Stitched:
         """Average the first slices of the canvas, and move the others to its beginning."""
         sums, weights = self._sums[:, :slices], self._weights[:slices]
         unseen = weights == 0.0  # every tile gives all of its voxels a weight
-        weights[unseen] = 1.0
-        if len(sums) > 2:  # a foreground that is alone has no channel for background, and stays 0
-            sums[0][unseen] = 1.0
-        taken = Stitched(self._first, sums[:-1] / weights, sums[-1] / weights)
+        has_background = len(sums) > 2  # a foreground that is alone has no channel for it
+        if unseen.all():
+            taken = _background(self._first, sums.shape, has_background)
+        else:
+            weights[unseen] = 1.0
+            if has_background:
+                sums[0][unseen] = 1.0
+            taken = Stitched(self._first, sums[:-1] / weights, sums[-1] / weights)
         self._first += slices
         for canvas in (*self._sums, self._weights):
             kept = len(canvas) - slices
@@ -142,20 +151,27 @@ def joined(parts: Iterable[Stitched], slices: slice) -> Stitched:
     )
 
 
+def _background(first: int, shape: tuple[int, ...], has_background: bool) -> Stitched:
+    """Slices that no tile touches, as views that take no memory; `shape` is (channels + 1, z, y, x)."""
+    values = np.zeros((shape[0], 1, 1, 1), dtype=np.float32)
+    if has_background:
+        values[0] = 1.0
+    whole = np.broadcast_to(values, shape)
+    return Stitched(first, whole[:-1], whole[-1])
+
+
 def _final_slices(plan: TilePlan) -> list[int]:
-    """How many slices of the model grid are final after each tile of the plan."""
-    final, least = [], plan.spatial_shape[0]
+    """How many slices of the model grid are final before each tile of the plan, and after the last one."""
+    final = [plan.spatial_shape[0]]
     for tile in reversed(plan.tiles):
-        final.append(least)
-        least = min(least, max(tile.start[0], 0))
+        final.append(min(final[-1], max(tile.start[0], 0)))
     return final[::-1]
 
 
-def _canvas_depth(plan: TilePlan, final_after: list[int]) -> int:
-    """Most slices between what is final before a tile and what the tile reaches, or leaves final."""
+def _canvas_depth(plan: TilePlan, final: list[int]) -> int:
+    """Most slices between what is final before a tile and what the tile reaches."""
     ends: list[int] = [tile.overlap_with(plan.spatial_shape)[0][0].stop for tile in plan.tiles]
-    befores = [0, *final_after[:-1]]
-    return max(max(end, after) - before for end, after, before in zip(ends, final_after, befores, strict=True))
+    return max(end - before for end, before in zip(ends, final[:-1], strict=True))
 
 
 def tile_weights(tiling: Tiling) -> Float32Array:

@@ -153,6 +153,25 @@ def test_canvas_is_no_deeper_than_a_tile() -> None:
     assert held <= 8 * slice_bytes + tile_weights(plan_of((8, 8, 8), "gaussian").tiling).nbytes
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_canvas_is_no_deeper_than_a_tile_where_tiles_lie_in_a_part_of_the_slices(channels: int) -> None:
+    """A patient in the middle of much air along z: what no tile touches takes no memory."""
+    region = (slice(90, 105), slice(0, 24), slice(0, 17))
+    plan = plan_tiles((200, 24, 17), Tiling(tile_shape=(8, 10, 12), overlap=0.4), region)
+    canvas = Stitcher(plan, channels)
+    held = max(array.nbytes for array in vars(canvas).values() if isinstance(array, np.ndarray))
+    assert held <= 8 * 24 * 17 * 4 * (channels + 1)
+    parts = list(stitched_parts(plan, random_output(plan, channels)))
+    owned = [part.probabilities for part in parts if part.probabilities.strides[-1]]
+    assert sum(len(probabilities[0]) for probabilities in owned) < 40
+    found = joined(parts, slice(0, 200))
+    assert (found.uncertainty[90:105] > 0.0).all()
+    for outside in (slice(0, 80), slice(115, 200)):
+        assert (found.uncertainty[outside] == 0.0).all()
+        assert (found.probabilities[0, outside] == (1.0 if channels > 1 else 0.0)).all()
+        assert (found.probabilities[1:, outside] == 0.0).all()
+
+
 @given(
     starts=st.lists(st.integers(-3, 30), min_size=1, max_size=8).map(sorted),
     batch_size=st.integers(1, 4),
