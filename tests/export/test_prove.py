@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +13,21 @@ import pytest
 from onnx import numpy_helper
 from typer.testing import CliRunner, Result
 
+from tests.fake_backend import FakeBackend
 from tests.model_phantom import ModelPhantom, replace_artifact
 from tests.phantoms import CtPhantom, write_ct_series
+from tests.volume_phantom import STRAIGHT, Box, centred_geometry, volume_of
 from ucseg_export.cli.app import app
+from ucseg_export.prove import candidates
+from ucseg_export.prove import prove as compare_engines
 from ucseg_export.prove_cases import volumes_to_compare_on
 from ucseg_runtime.accuracy_gate import PROOFS_NAME
+from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends import open_backend
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import AccuracyGateError, InputError
 from ucseg_runtime.geometry import VolumeGeometry
-from ucseg_runtime.model_folder import load_model
+from ucseg_runtime.model_folder import Model, load_model
 from ucseg_training.calibration import expected_calibration_error
 from ucseg_training.data.case import Case, save_case
 
@@ -109,6 +116,34 @@ def test_broken_engine_is_seen_and_refused(folder: Path, study: Path, how: objec
         open_backend(model, InferenceOptions()),
     ):
         pytest.fail("a broken engine was opened")
+
+
+def wrong_in_air(tile: Float32Array) -> Float32Array:
+    """Background, but for the first class where a tile holds nothing but air."""
+    probabilities = np.zeros((3, *tile.shape[1:]), dtype=np.float32)
+    probabilities[int(tile.max() == 0.0)] = 1.0
+    return probabilities
+
+
+def background(tile: Float32Array) -> Float32Array:
+    return wrong_in_air(np.ones_like(tile))
+
+
+def test_engine_that_is_wrong_in_the_air_around_the_patient_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Air is skipped only where the caller does not want the whole volume, and the proof serves both."""
+    model = load_model(folder)
+    geometry = centred_geometry((18, 150, 150), (3.0, 2.0, 2.0), STRAIGHT[:, ::-1])
+    volume = volume_of(geometry, (Box(0, 100.0, (0.0, 0.0, 0.0), (30.0, 30.0, 30.0)),), background_hu=-1000.0)
+
+    @contextmanager
+    def opened(model: Model, options: InferenceOptions, *, staged: bool = False) -> Iterator[FakeBackend]:
+        yield FakeBackend(model.manifest, background if staged else wrong_in_air)
+
+    monkeypatch.setattr("ucseg_export.prove.open_backend", opened)
+    (proof,) = compare_engines(model, [volume], candidates(model, "openvino", "f32"))
+    assert "Dice of class" in proof.objection(model.manifest.budget("f32"))
 
 
 def test_proofs_of_other_engines_are_kept(folder: Path, study: Path) -> None:
