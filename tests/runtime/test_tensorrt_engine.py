@@ -162,6 +162,37 @@ def test_record_that_cannot_be_read_is_an_error_and_no_missing_engine(model: Mod
 
 
 @pytest.mark.usefixtures("ampere")
+def test_record_that_cannot_be_read_keeps_no_other_engine_from_serving(model: Model) -> None:
+    here = {status.name: status.version for status in engine_status()}["openvino"]
+    version = f"{rtx.__version__}+{build(model)}"
+    write_proofs(model.folder, proven(version), proof("openvino", version=here, seconds_per_tile=0.2))
+    next(engines_folder().glob(f"*/{RECORD_NAME}")).write_text("{")
+    loaded = load_model(model.folder)
+    chosen = choose(loaded, InferenceOptions())
+    assert chosen.name == "openvino"
+    assert "tensorrt fp16 refused: the record of the built engines cannot be read" in chosen.reason
+    objections = {item.objection for item in verdicts(loaded) if item.engine == "tensorrt"}
+    assert len(objections) == 1
+    assert "record of the built engines cannot be read" in objections.pop()
+    with pytest.raises(EngineMismatchError, match="record of the built engines cannot be read"):
+        choose(loaded, InferenceOptions(engine="tensorrt"))
+
+
+@pytest.mark.usefixtures("ampere")
+def test_engines_that_are_built_anew_meanwhile_are_not_there(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(model)
+    original = Path.read_text
+
+    def moved_away(self: Path, *arguments: object, **named: object) -> str:
+        if self.name == RECORD_NAME:
+            raise FileNotFoundError
+        return original(self, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "read_text", moved_away)
+    assert TensorRtEngine().offers(model) == {}
+
+
+@pytest.mark.usefixtures("ampere")
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize(
     ("precision", "command"),

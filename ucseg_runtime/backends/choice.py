@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ucseg_runtime.accuracy_gate import fastest_first
 from ucseg_runtime.backends.engines import Engine, engine_status, installed_engines, load_engine
 from ucseg_runtime.backends.offers import Offer
 from ucseg_runtime.config import EngineName, InferenceOptions
-from ucseg_runtime.errors import AccuracyGateError, BackendUnavailableError
+from ucseg_runtime.errors import AccuracyGateError, BackendUnavailableError, EngineMismatchError
 from ucseg_runtime.manifest import Precision
 from ucseg_runtime.model_folder import Model
 
@@ -78,12 +79,12 @@ def choose(model: Model, options: InferenceOptions) -> Choice:
             continue
         try:
             engine = load_engine(name, options.device)
-        except BackendUnavailableError as error:
+            offer = engine.offers(model).get(proof.precision)
+        except (BackendUnavailableError, EngineMismatchError) as error:
             refusals.append(f"{name} {proof.precision} refused: {error}")
             continue
         if engine.device != proof.device:
             continue  # figures of another kind of device say nothing here
-        offer = engine.offers(model).get(proof.precision)
         refusal = _objection(model, name, engine, proof.precision, offer)
         if offer is not None and not refusal:
             reason = f"passed the accuracy gate, {proof.seconds_per_tile:.3f} s a tile"
@@ -108,7 +109,17 @@ def verdicts(model: Model, device: int = 0) -> tuple[Verdict, ...]:
     """
     times = {proof.subject: proof.seconds_per_tile for proof in model.proofs.engines}
     usable = [(status.name, load_engine(status.name, device)) for status in engine_status(device) if not status.reason]
-    return tuple(
+    return tuple(verdict for name, engine in usable for verdict in _verdicts_on(name, engine, model, times))
+
+
+def _verdicts_on(
+    name: EngineName, engine: Engine, model: Model, times: Mapping[tuple[str, Precision, str], float]
+) -> list[Verdict]:
+    try:
+        offers = engine.offers(model)
+    except EngineMismatchError as error:  # doctor has to say so, and to go on with the other engines
+        return [Verdict(name, engine.version, precision, str(error), None) for precision in engine.precisions()]
+    return [
         Verdict(
             engine=name,
             version=offer.version(engine.version),
@@ -116,9 +127,8 @@ def verdicts(model: Model, device: int = 0) -> tuple[Verdict, ...]:
             objection=_objection(model, name, engine, precision, offer),
             seconds_per_tile=times.get((name, precision, engine.device)),
         )
-        for name, engine in usable
-        for precision, offer in engine.offers(model).items()
-    )
+        for precision, offer in offers.items()
+    ]
 
 
 def _require_available(model: Model, name: EngineName, options: InferenceOptions) -> None:

@@ -6,6 +6,7 @@ the digest of its file are those of the record beside it; nothing is rebuilt sil
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
@@ -142,7 +143,10 @@ def find_engines(root: Path, wanted: EngineKey) -> tuple[BuiltEngines, ...]:
         EngineMismatchError: A record of such engines cannot be read.
     """
     prefix = wanted.folder_name.removesuffix(f"{wanted.max_batch}")
-    records = [_read_record(file) for file in sorted(root.glob(f"{glob.escape(prefix)}*/{RECORD_NAME}"))]
+    records = []
+    for file in sorted(root.glob(f"{glob.escape(prefix)}*/{RECORD_NAME}")):
+        with contextlib.suppress(FileNotFoundError):  # another process is building it anew
+            records.append(_read_record(file))
     fitting = [
         BuiltEngines(record.key, record.sha256[MERGED][:_BUILD_DIGITS])
         for record in records
@@ -159,7 +163,8 @@ def _read_record(file: Path) -> _Record:
         raise
     except (OSError, ValidationError, json.JSONDecodeError) as error:
         raise EngineMismatchError(
-            f"the record of the built engines cannot be read ({type(error).__name__}).", hint="Build them again."
+            f"the record of the built engines cannot be read ({type(error).__name__}).",
+            hint="Build them again: ucseg-export tensorrt MODEL_DIR.",
         ) from error
 
 
