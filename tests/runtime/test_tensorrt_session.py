@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +33,40 @@ def test_missing_bindings_are_named_with_their_extra(monkeypatch: pytest.MonkeyP
     with pytest.raises(BackendUnavailableError, match=r"pip install 'ucseg\[tensorrt\]'"):
         Stream()
     assert cuda_devices() == 0
+
+
+class RecordingRuntime:
+    """The CUDA runtime as far as a stream uses it; notes which device each call meets in its thread."""
+
+    cudaError_t = SimpleNamespace(cudaSuccess=0)  # noqa: N815  (the runtime's word)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self._thread = threading.local()
+
+    def cudaSetDevice(self, device: int) -> tuple[int]:  # noqa: N802  (the runtime's word)
+        self._thread.device = device
+        return (0,)
+
+    def __getattr__(self, name: str) -> Callable[..., tuple[int, int]]:
+        def call(*_: object) -> tuple[int, int]:
+            self.calls.append((name, getattr(self._thread, "device", 0)))
+            return 0, 1
+
+        return call
+
+
+def test_tiles_run_on_the_chosen_gpu_whichever_thread_they_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every thread starts with the first GPU as its current one, and backends run tiles in threads of their own."""
+    runtime = RecordingRuntime()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", runtime)
+    with Stream(device=1) as stream:
+        stream.record(lambda: None)
+        with ThreadPoolExecutor(1) as workers:
+            workers.submit(stream.replay).result()
+    assert ("cudaGraphLaunch", 1) in runtime.calls
+    assert {device for _, device in runtime.calls} == {1}
 
 
 @pytest.mark.parametrize(("builder", "extra"), [("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")])

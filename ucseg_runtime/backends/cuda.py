@@ -92,6 +92,7 @@ class Stream:
             raise BackendUnavailableError(
                 "The tensorrt engine needs the 'tensorrt' extra:", hint="pip install 'ucseg[tensorrt]'"
             ) from error
+        self._device = device
         self._cleanup = ExitStack()
         self._call("cudaSetDevice", device)
         self.handle = int(self._call("cudaStreamCreate"))
@@ -143,11 +144,13 @@ class Stream:
         self._cleanup.callback(self._call, "cudaGraphExecDestroy", self._graph)
 
     def replay(self) -> None:
-        """Queue the recorded work and wait for it.
+        """Queue the recorded work and wait for it; from any thread.
 
         Raises:
             BackendError: The device failed.
         """
+        # Each thread has a current device of its own, which is the first one until it says otherwise.
+        self._call("cudaSetDevice", self._device)
         self._call("cudaGraphLaunch", self._graph, self.handle)
         self.wait()
 
