@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 from dataclasses import dataclass
@@ -11,12 +10,10 @@ from typing import Any, Literal
 
 from ucseg_export.quantized_convolutions import QuantisedType
 from ucseg_runtime.backends.cuda import cuda_devices, gpu_capability
+from ucseg_runtime.backends.tensorrt_engine import installed_tensorrt
 from ucseg_runtime.errors import BackendUnavailableError, OutputError
 
 EnginePrecision = Literal["fp32", "tf32", "fp16", QuantisedType]  # typing flattens a Literal inside a Literal
-
-_BUILDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx_bindings"}
-"""Name of the builder to the module to import, the one for data centres first."""
 
 _RTX = "tensorrt_rtx"
 
@@ -75,15 +72,13 @@ def load_builder() -> Builder:
     Raises:
         BackendUnavailableError: None is installed.
     """
-    for name, module in _BUILDERS.items():
-        try:
-            return Builder(name, importlib.import_module(module))
-        except ImportError:
-            continue
-    raise BackendUnavailableError(
-        "Building engines needs the 'tensorrt' extra, or 'tensorrt-rtx' on a machine without a GPU:",
-        hint="pip install 'ucseg[tensorrt]' or pip install 'ucseg[tensorrt-rtx]'",
-    )
+    try:
+        return Builder(*installed_tensorrt())
+    except BackendUnavailableError as error:
+        raise BackendUnavailableError(
+            "Building engines needs the 'tensorrt' extra, or 'tensorrt-rtx' on a machine without a GPU:",
+            hint="pip install 'ucseg[tensorrt]' or pip install 'ucseg[tensorrt-rtx]'",
+        ) from error
 
 
 def configuration(builder: Builder, build: Any, network: Any, options: BuildOptions) -> Any:  # noqa: ANN401  # untyped
@@ -139,7 +134,10 @@ class TimingCache:
         """Let the builder use what is known; timings that it does not accept are measured again."""
         if not self._enabled:
             return
-        known = self._file.read_bytes() if self._file.is_file() else b""
+        try:
+            known = self._file.read_bytes()
+        except OSError:  # there is none yet, or none that can be read: all is measured again
+            known = b""
         if not configuration.set_timing_cache(configuration.create_timing_cache(known), ignore_mismatch=False):
             configuration.set_timing_cache(configuration.create_timing_cache(b""), ignore_mismatch=False)
 

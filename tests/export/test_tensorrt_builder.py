@@ -64,6 +64,26 @@ def test_timings_that_the_builder_does_not_accept_are_measured_again(tmp_path: P
     assert settings.given == [b"of another driver", b""]
 
 
+def test_timings_that_cannot_be_read_are_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bytes:
+        raise PermissionError
+
+    (tmp_path / "known.timings").write_bytes(b"of somebody else")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    settings = RecordingConfiguration((b"",))
+    TimingCache(tmp_path / "known.timings", enabled=True).load_into(settings)
+    assert settings.given == [b""]
+
+
+def test_tensorrt_whose_libraries_are_missing_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise OSError(f"{name}: libnvinfer.so: cannot open shared object file")
+
+    monkeypatch.setattr("importlib.import_module", fail)
+    with pytest.raises(BackendUnavailableError, match=r"Building engines needs .*ucseg\[tensorrt-rtx\]"):
+        load_builder()
+
+
 def test_timings_that_cannot_be_written_leave_the_old_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError("disk full")

@@ -89,6 +89,7 @@ def test_names_of_tensorrt_rtx_that_the_session_uses_exist() -> None:
     assert rtx.DynamicShapesKernelSpecializationStrategy.EAGER
     assert hasattr(rtx.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
     assert hasattr(rtx.ICudaEngine, "create_runtime_config")
+    assert hasattr(rtx.Runtime, "engine_host_code_allowed")
 
 
 @pytest.mark.gpu

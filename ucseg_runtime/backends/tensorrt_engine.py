@@ -48,7 +48,7 @@ class TensorRtEngine:
     """
 
     def __init__(self, device: int = 0) -> None:
-        self._builder, package = _installed()
+        self._builder, package = installed_tensorrt()
         self._version = str(package.__version__)
         self._device = device
         self._capability = gpu_capability(device)
@@ -158,6 +158,9 @@ class TensorRtSession:
     def _prepare(self, package: Any, plan: bytes) -> None:  # noqa: ANN401  # untyped package
         # The runtime must outlive its engine, and the engine its context.
         self._runtime: Any = package.Runtime(package.Logger(package.Logger.ERROR))
+        # Version-compatible engines bring code for the processor, which TensorRT refuses by default; the digest of the
+        # file is that of its record.
+        self._runtime.engine_host_code_allowed = True
         self._engine: Any = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise BackendError(
@@ -189,8 +192,12 @@ class TensorRtSession:
             self._stream.download(self._buffers[name])
 
 
-def _installed() -> tuple[str, Any]:
-    """Name and module of the TensorRT of this machine, the one for data centres first."""
+def installed_tensorrt() -> tuple[str, Any]:
+    """Name and untyped module of the TensorRT of this machine: ``tensorrt``, for data centres, before ``tensorrt_rtx``.
+
+    Raises:
+        BackendUnavailableError: None can be imported.
+    """
     for builder, module in _MODULES.items():
         try:
             return builder, importlib.import_module(module)
