@@ -156,6 +156,18 @@ def test_checkpoint_says_on_which_list_its_weights_were_chosen(
     assert provenance["weights_chosen_on"] == expected
 
 
+def test_run_that_stopped_before_its_first_validation_can_go_on(options: RunOptions, tmp_path: Path) -> None:
+    def chosen_on() -> object:
+        provenance = load_checkpoint(tmp_path / "runs" / "a" / "trio.safetensors").model_spec["provenance"]
+        assert isinstance(provenance, dict)
+        return provenance["weights_chosen_on"]
+
+    run_training(replace(options, stop_after=1), tmp_path / "runs" / "a", show_progress=False)
+    assert chosen_on() == "none: the weights of the last step"
+    run_training(replace(options, steps=4), tmp_path / "runs" / "a", show_progress=False)
+    assert chosen_on() == "the validation list"
+
+
 @pytest.mark.parametrize(("option", "expected"), [((), True), (("--no-largest-component",), False)])
 def test_pseudo_labels_may_keep_every_piece_of_a_class(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...], expected: bool

@@ -30,7 +30,7 @@ from ucseg_training.method.config import MethodConfig, Mode, PseudoLabelSource
 from ucseg_training.nets import DualNet, TrioConfig
 from ucseg_training.observers import LogLines, Observer, ProgressBar, TensorBoard
 from ucseg_training.optimisation import Optimisation
-from ucseg_training.trainer import STATE_NAME, Run, TrainingPlan, Validate, train
+from ucseg_training.trainer import NOT_CHOSEN, STATE_NAME, Run, TrainingPlan, Validate, train
 
 _LOG = logging.getLogger(__name__)
 
@@ -284,10 +284,12 @@ def _plan(options: RunOptions, spec: DatasetSpec, validation: Sequence[SampleFil
 
 
 def _chosen_on(validation: Sequence[SampleFile], options: RunOptions) -> str:
-    """On which list the weights are chosen, for the manifest: scores on that list are too good."""
-    last_step = min(options.steps, options.stop_after or options.steps)
-    if not validation or last_step < options.validate_every:
-        return "none: the weights of the last step"
+    """On which list the whole schedule chooses its weights, for the manifest: scores on that list are too good.
+
+    Part of what a run is continued by, so that it does not depend on where the run stops.
+    """
+    if not validation or options.steps < options.validate_every:
+        return NOT_CHOSEN
     return "the test list, as upstream does" if validation[0].split == "test" else "the validation list"
 
 

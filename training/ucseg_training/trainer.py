@@ -43,6 +43,9 @@ CHECKPOINT_NAME = "trio.safetensors"
 Validate = Callable[[DualNet], float]
 """Mean Dice of a trio in eval mode over the validation cases, in [0, 1]."""
 
+NOT_CHOSEN = "none: the weights of the last step"
+"""What a checkpoint says of ``weights_chosen_on`` where there was no validation."""
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -221,7 +224,8 @@ class Run:
         plan = self.plan
         average = self._average.state_dict() if self._average is not None else {}
         chosen = self._best or average or self.net.state_dict()
-        save_checkpoint(folder / CHECKPOINT_NAME, _on_cpu(chosen), plan.trio, self.step, plan.model_spec)
+        model_spec = plan.model_spec if self._best else _without_choice(plan.model_spec)
+        save_checkpoint(folder / CHECKPOINT_NAME, _on_cpu(chosen), plan.trio, self.step, model_spec)
         state = TrainingState(
             step=self.step,
             plan_digest=self._digest,
@@ -360,6 +364,14 @@ def new_trio(config: TrioConfig, mode: Mode = "fixed") -> DualNet:
     # logits from the first step on; with noise the fused output learnt nothing in the first 150 steps.
     nn.init.ones_(net.upg.cross_attn.to_out[0].get_parameter("bias"))
     return net
+
+
+def _without_choice(model_spec: dict[str, object]) -> dict[str, object]:
+    """The same description of weights that no validation has chosen yet."""
+    provenance = model_spec.get("provenance")
+    if not isinstance(provenance, dict) or "weights_chosen_on" not in provenance:
+        return model_spec
+    return {**model_spec, "provenance": {**provenance, "weights_chosen_on": NOT_CHOSEN}}
 
 
 @contextmanager
