@@ -226,6 +226,15 @@ def test_plan_is_read_only_if_it_is_the_recorded_one(model: Model) -> None:
 
 
 @pytest.mark.usefixtures("ampere")
+def test_engine_that_was_built_anew_after_it_was_chosen_is_not_run_under_the_old_proof(model: Model) -> None:
+    proved = build(model)
+    fresh = build(model, plan=b"another build")
+    graph = GraphFile("merged", b"", model.digest, proved)
+    with pytest.raises(EngineMismatchError, match=f"build {proved} was chosen, {fresh} is there"):
+        TensorRtEngine().open_session(graph, SessionSettings("fp16", 1))
+
+
+@pytest.mark.usefixtures("ampere")
 def test_engine_that_was_proven_on_such_a_gpu_serves(model: Model) -> None:
     version = f"{rtx.__version__}+{build(model)}"
     write_proofs(model.folder, proven(version))

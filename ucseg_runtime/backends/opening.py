@@ -55,7 +55,7 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
 
 
 def _session(chosen: Choice, model: Model, role: str, artifact: str, settings: SessionSettings) -> Session:
-    graph = GraphFile(artifact, model.graph(artifact), model.digest)
+    graph = GraphFile(artifact, model.graph(artifact), model.digest, chosen.offer.build)
     session = chosen.engine.open_session(graph, settings)
     check_signature(role, session.signature, model.manifest)
     return session

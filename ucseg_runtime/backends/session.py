@@ -22,11 +22,13 @@ class GraphFile:
         key: Artifact key, such as ``merged``.
         content: The file.
         model_digest: SHA-256 of the manifest, 64 hexadecimal digits; empty for a graph of no model folder.
+        build: Which engine that was built from it on site is meant, as in `Offer`; empty for whichever there is.
     """
 
     key: str
     content: bytes
     model_digest: str = ""
+    build: str = ""
 
 
 @dataclass(frozen=True)

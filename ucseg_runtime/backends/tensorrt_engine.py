@@ -91,7 +91,8 @@ class TensorRtEngine:
         """Load the engine that was built from a graph.
 
         Raises:
-            EngineMismatchError: There is none, or it is not the one that its record names.
+            EngineMismatchError: There is none, it is not the one that its record names, or another build than the graph
+                asks for.
             BackendError: The engine cannot be loaded on this GPU.
         """
         built = self._built(graph.model_digest, settings.precision)
@@ -99,6 +100,12 @@ class TensorRtEngine:
             raise EngineMismatchError(
                 f"there is no {self._builder} {self._version} engine of {graph.key} in {settings.precision}.",
                 hint="Build it: ucseg-export tensorrt MODEL_DIR.",
+            )
+        if graph.build and graph.build != built.build:
+            raise EngineMismatchError(
+                f"the engine of {graph.key} was built anew while it was opened; build {graph.build} was chosen, "
+                f"{built.build} is there.",
+                hint="Prove the new one: ucseg-export prove MODEL_DIR.",
             )
         plan = load_engine_plan(engines_folder(), built.key, graph.key)
         return TensorRtSession(plan, self._builder, self._device)
