@@ -16,6 +16,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ucseg"
 
 
+def compiled_models_folder() -> Path:
+    """Where models are kept as an engine of this machine compiled them: ``compiled`` in the cache folder."""
+    return cache_folder() / "compiled"
+
+
 def engines_folder() -> Path:
     """Where engines that were built on site are kept: ``UCSEG_ENGINES``, else ``engines`` in the cache folder."""
     chosen = os.environ.get(ENGINES_VARIABLE)

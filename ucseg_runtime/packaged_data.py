@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ucseg_runtime.cache import cache_folder as cache_folder
+from ucseg_runtime.cache import cache_folder
 from ucseg_runtime.errors import InputError
 
 

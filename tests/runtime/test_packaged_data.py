@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ucseg_runtime.cache import cache_folder
 from ucseg_runtime.errors import InputError
-from ucseg_runtime.packaged_data import PackagedData, cache_folder, fetch
+from ucseg_runtime.packaged_data import PackagedData, fetch
 
 FILE = "made_up_images-1.0-py3-none-any.whl"
 

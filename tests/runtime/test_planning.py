@@ -48,7 +48,7 @@ def test_memory_is_within_15_percent_of_what_was_measured_with_two_tiles(slices:
     assert plan(slices, load=load).peak_memory_mb == pytest.approx(measured_mb, rel=0.15)
 
 
-def test_512_x_512_x_300_takes_at_most_1200_mb_above_the_volume() -> None:
+def test_prediction_for_512_x_512_x_300_is_at_most_1200_mb_above_the_volume() -> None:
     assert plan(300).peak_memory_mb - 300 * 512 * 512 * 2 / 1e6 < 1200
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ucseg_runtime.cache import compiled_models_folder
 from ucseg_runtime.cli.options import (
     CacheOption,
     DeviceOption,
@@ -31,7 +32,6 @@ from ucseg_runtime.cli.options import (
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported, tile_progress
 from ucseg_runtime.config import InferenceOptions, OutputOptions
-from ucseg_runtime.packaged_data import cache_folder
 
 if TYPE_CHECKING:
     from ucseg_runtime.series_pipeline import SeriesResult
@@ -69,7 +69,7 @@ def segment(
             skip_air=skip_air,
             mode=mode,
             max_memory_mb=max_memory,
-            cache_folder=cache_folder() / "compiled" if cache else None,
+            cache_folder=compiled_models_folder() if cache else None,
         )
         outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
         run_and_report(input, out, model, inference, outputs, series, as_json)
