@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := ucseg_runtime export training tests benchmarks
+SOURCES := ucseg_runtime export serving model_repository training tests benchmarks
 
 .PHONY: demo test test-long check format clean
 
@@ -19,7 +19,7 @@ test-long: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/mypy -p ucseg_runtime -p ucseg_export -p ucseg_training
+	$(BIN)/mypy -p ucseg_runtime -p ucseg_export -p ucseg_serving -p ucseg_training
 	$(BIN)/lint-imports
 
 format: $(VENV)/.dev

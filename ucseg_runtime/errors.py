@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-TritonCode = Literal["INVALID_ARG", "INTERNAL", "UNAVAILABLE"]
+TritonCode = Literal["INVALID_ARG", "INTERNAL", "UNAVAILABLE", "CANCELLED"]
 
 EXIT_OK = 0
 EXIT_DEFECT = 1
@@ -124,6 +124,12 @@ class AccuracyGateError(ModelError):
     default_code = "UCSEG-E132"
 
 
+class RepositoryError(ModelError):
+    """A Triton model repository is incomplete, or its models do not fit each other."""
+
+    default_code = "UCSEG-E133"
+
+
 class BackendError(UcsegError):
     """An engine failed while it was opened or while it inferred."""
 
@@ -136,6 +142,12 @@ class BackendUnavailableError(BackendError):
     """The engine is not installed or cannot run here; the message names the extra to install."""
 
     default_code = "UCSEG-E141"
+
+
+class ServerTimeoutError(BackendError):
+    """A server gave no answer within the time that the caller allows."""
+
+    default_code = "UCSEG-E143"
 
 
 class OutputError(UcsegError):

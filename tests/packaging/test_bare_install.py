@@ -50,10 +50,10 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return interpreter
 
 
-def test_wheel_holds_three_packages_and_the_models(wheel: Path) -> None:
+def test_wheel_holds_four_packages_and_the_models(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info" not in name}
-    assert top == {"ucseg_runtime", "ucseg_export", "ucseg_training"}
+    assert top == {"ucseg_runtime", "ucseg_export", "ucseg_serving", "ucseg_training"}
     assert "ucseg_runtime/models/torso-ct-demo/manifest.json" in names
     assert "ucseg_runtime/selftest_model/merged.onnx" in names
 

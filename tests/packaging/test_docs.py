@@ -10,7 +10,9 @@ CODE = re.compile(r"UCSEG-E\d{3}")
 
 
 def test_every_error_code_is_documented_and_none_is_made_up() -> None:
-    sources = [path for folder in ("ucseg_runtime", "training", "export") for path in (ROOT / folder).rglob("*.py")]
+    sources = [
+        path for folder in ("ucseg_runtime", "training", "export", "serving") for path in (ROOT / folder).rglob("*.py")
+    ]
     used = {code for path in sources for code in CODE.findall(path.read_text(encoding="utf-8"))}
     documented = set(re.findall(r"^\| (UCSEG-E\d{3}) ", (ROOT / "docs" / "errors.md").read_text("utf-8"), re.MULTILINE))
 

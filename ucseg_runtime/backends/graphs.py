@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.errors import ArtifactMismatchError
 from ucseg_runtime.manifest import MERGED, ModelSpec, Tiling
 
@@ -59,6 +60,16 @@ def engine_tile_shape(tiling: Tiling) -> tuple[int, int, int]:
     """Sides of a tile in the order in which the network has its axes."""
     z, y, x = tiling.tile_shape
     return (z, y, x) if tiling.axis_order == "zyx" else (x, y, z)
+
+
+def turned(tiles: Float32Array, tiling: Tiling) -> Float32Array:
+    """Tiles between (z, y, x) and the axis order of the network: the same turn both ways; a view.
+
+    Args:
+        tiles: Shape (tiles, channels, three sides).
+        tiling: Says the order.
+    """
+    return tiles if tiling.axis_order == "zyx" else tiles.transpose(0, 1, 4, 3, 2)
 
 
 def channels_of(tensor: str, spec: ModelSpec) -> int:

@@ -17,6 +17,7 @@ from ucseg_runtime.backends.graphs import (
     PROBABILITIES,
     UNCERTAINTY,
     channels_of,
+    turned,
 )
 from ucseg_runtime.backends.session import Session, Tensor
 from ucseg_runtime.errors import BackendError
@@ -80,9 +81,9 @@ class LocalBackend:
     def _run_lane(self, lane: int, tiles: Float32Array, results: Mapping[str, Float32Array]) -> None:
         """Every so many-th tile, from the lane's own first one on."""
         for index in range(lane, len(tiles), len(self._lanes)):
-            tensors = self._run_graphs(self._lanes[lane], self._turned(tiles[index : index + 1]))
+            tensors = self._run_graphs(self._lanes[lane], turned(tiles[index : index + 1], self._spec.tiling))
             for name, result in results.items():
-                result[index] = self._turned(np.asarray(tensors[name], dtype=np.float32))[0]
+                result[index] = turned(np.asarray(tensors[name], dtype=np.float32), self._spec.tiling)[0]
 
     def _check_ready(self, with_logits: bool) -> None:
         if not self._lanes:
@@ -99,7 +100,3 @@ class LocalBackend:
         for session in sessions.values():
             tensors.update(session.run(tensors))
         return tensors
-
-    def _turned(self, tile: Float32Array) -> Float32Array:
-        """Between (z, y, x) and the axis order of the network; the same turn both ways."""
-        return tile if self._spec.tiling.axis_order == "zyx" else tile.transpose(0, 1, 4, 3, 2)

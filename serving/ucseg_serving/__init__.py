@@ -1,0 +1,1 @@
+"""NVIDIA Triton: the model repository, a local server, and what runs inside of it."""

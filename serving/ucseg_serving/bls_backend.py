@@ -1,0 +1,64 @@
+"""A backend inside the server: tiles go to another model of the same server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ucseg_runtime.arrays import Float32Array
+from ucseg_runtime.backends.base import BackendInfo, TileOutput, check_tiles
+from ucseg_runtime.backends.graphs import IMAGE, PROBABILITIES, UNCERTAINTY, turned
+from ucseg_runtime.errors import BackendError
+from ucseg_runtime.manifest import ModelSpec
+from ucseg_serving.server_arrays import ServerObject, array_from_tensor, tensor_from_array
+
+
+class BlsBackend:
+    """Implements `Backend` by requests to a model of the server that this runs in.
+
+    Args:
+        utils: The module ``triton_python_backend_utils``.
+        spec: What the model fixes.
+        info: What computes; a call has as many tiles as its `parallel_tiles`.
+        model_name: Model that the tiles go to.
+        check_wanted: Raises when nobody waits for the answer any more; called before every request.
+    """
+
+    def __init__(
+        self, utils: ServerObject, spec: ModelSpec, info: BackendInfo, model_name: str, check_wanted: Callable[[], None]
+    ) -> None:
+        self._utils = utils
+        self._spec = spec
+        self._info = info
+        self._model_name = model_name
+        self._check_wanted = check_wanted
+
+    @property
+    def info(self) -> BackendInfo:
+        """See `Backend.info`."""
+        return self._info
+
+    def infer(self, tiles: Float32Array, *, with_logits: bool = False) -> TileOutput:
+        """See `Backend.infer`; logits are not offered."""
+        check_tiles(tiles, self._spec)
+        if with_logits:
+            raise BackendError("the volume model needs no logits.", hint="Ask the ensemble for them.")
+        most = self._info.parallel_tiles
+        parts = [self._request(tiles[first : first + most]) for first in range(0, len(tiles), most)]
+        return TileOutput(
+            probabilities=np.concatenate([part[PROBABILITIES] for part in parts]),
+            uncertainty=np.concatenate([part[UNCERTAINTY] for part in parts]),
+        )
+
+    def _request(self, tiles: Float32Array) -> dict[str, Float32Array]:
+        self._check_wanted()
+        image = tensor_from_array(self._utils, IMAGE, turned(tiles, self._spec.tiling))
+        names = [PROBABILITIES, UNCERTAINTY]
+        response = self._utils.InferenceRequest(
+            model_name=self._model_name, requested_output_names=names, inputs=[image]
+        ).exec()
+        if response.has_error():
+            raise BackendError(f"{self._model_name} failed on a tile: {response.error().message()}")
+        tensors = {name: self._utils.get_output_tensor_by_name(response, name) for name in names}
+        return {name: turned(array_from_tensor(tensor), self._spec.tiling).copy() for name, tensor in tensors.items()}

@@ -1,0 +1,1 @@
+"""``ucseg-serve``: parsing and printing only."""

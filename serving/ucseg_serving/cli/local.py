@@ -1,0 +1,69 @@
+"""``ucseg-serve install-local`` and ``ucseg-serve local``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ucseg_runtime.cli.options import GateOption
+from ucseg_runtime.cli.reporting import reported
+from ucseg_serving.cli.options import (
+    InstancesOption,
+    MaxBatchOption,
+    ModelArgument,
+    ServedEngineOption,
+    ServedPrecisionOption,
+    VolumeMemoryOption,
+)
+
+_HTTP = typer.Option("--http-port", help="0 takes a free one.")
+_GRPC = typer.Option("--grpc-port", help="0 takes a free one.")
+_METRICS = typer.Option("--metrics-port", help="0 takes a free one.")
+_SHARED = typer.Option("--allow-shared-memory", help="Let clients on this machine pass tensors by shared memory.")
+_TIMEOUT = typer.Option("--ready-timeout", min=1.0, help="Seconds until every model must be ready.")
+
+
+def install_local() -> None:
+    """Fetch the Triton server of the nvidia-pytriton wheel into the cache folder; nothing else is changed."""
+    with reported(as_json=False):
+        from ucseg_serving.server_package import install_server
+
+        install_server()
+        typer.echo("Triton 2.51 is ready to be started: ucseg-serve local MODEL_DIR")
+
+
+def local(
+    model: ModelArgument,
+    engine: ServedEngineOption = "auto",
+    precision: ServedPrecisionOption = "f32",
+    gate: GateOption = True,
+    max_batch: MaxBatchOption = 2,
+    instances: InstancesOption = 1,
+    volume_memory: VolumeMemoryOption = 8.0,
+    http_port: Annotated[int, _HTTP] = 8000,
+    grpc_port: Annotated[int, _GRPC] = 8001,
+    metrics_port: Annotated[int, _METRICS] = 8002,
+    shared_memory: Annotated[bool, _SHARED] = False,
+    ready_timeout: Annotated[float, _TIMEOUT] = 120.0,
+) -> None:
+    """Serve a model folder with a real Triton server on this machine's loopback, on the processor, until Ctrl-C."""
+    with reported(as_json=False):
+        from ucseg_runtime.model_folder import load_model
+        from ucseg_serving.local_server import LocalOptions, server_ended
+        from ucseg_serving.local_service import serving
+        from ucseg_serving.serving_options import ServingOptions
+        from ucseg_serving.weights import WeightsRequest
+
+        options = ServingOptions(max_batch=max_batch, instances=instances, volume_memory_gb=volume_memory)
+        ports = LocalOptions(http_port, grpc_port, metrics_port, shared_memory, ready_timeout)
+        request = WeightsRequest(engine, precision, gate, Path())
+        with serving(load_model(model), request, options, ports) as server:
+            typer.echo(f"ready: {server.grpc_url} {server.http_url} metrics {server.metrics_url}")
+            try:
+                server.process.wait()
+            except KeyboardInterrupt:
+                typer.echo("stopping", err=True)
+            else:
+                raise server_ended(server)

@@ -1,0 +1,21 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ucseg_runtime.config import EngineChoice
+
+ModelArgument = Annotated[Path, typer.Argument(help="Model folder.")]
+MaxBatchOption = Annotated[int, typer.Option("--max-batch", min=1, help="Most tiles of a request.")]
+InstancesOption = Annotated[int, typer.Option("--instances", min=1, help="Copies of each stage that run at once.")]
+ServedEngineOption = Annotated[EngineChoice, typer.Option("--engine", help="Engine of the cpu target.")]
+ServedPrecisionOption = Annotated[
+    Literal["f32", "bf16"], typer.Option("--precision", help="Arithmetic of the cpu target.")
+]
+VolumeMemoryOption = Annotated[
+    float, typer.Option("--volume-memory", min=0.1, help="GB of memory that one volume request may take.")
+]

@@ -1,0 +1,36 @@
+"""From a model folder to a running server on this machine: repository, server package, server."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ucseg_runtime.model_folder import Model
+from ucseg_serving.local_server import LocalOptions, LocalServer, running_server
+from ucseg_serving.repository import write_repository
+from ucseg_serving.server_package import install_server
+from ucseg_serving.serving_options import ServingOptions
+from ucseg_serving.weights import WeightsRequest, weights_for
+
+
+@contextmanager
+def serving(
+    model: Model, request: WeightsRequest, options: ServingOptions, local: LocalOptions
+) -> Iterator[LocalServer]:
+    """Serve a model folder on loopback for the length of a ``with`` block; the repository goes with it.
+
+    Raises:
+        AccuracyGateError: The engine has not passed the accuracy gate for the model.
+        BackendError: The server ended before it was ready.
+        ServerTimeoutError: It was not ready in time.
+        InputError: The server package cannot be fetched.
+    """
+    weights = weights_for(model, request, options)
+    package = install_server()
+    with tempfile.TemporaryDirectory(prefix="ucseg-repository-") as folder:
+        repository = Path(folder) / "models"
+        write_repository(model, weights, options, repository, overwrite=False)
+        with running_server(package, repository, local) as server:
+            yield server

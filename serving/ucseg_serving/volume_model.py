@@ -1,0 +1,140 @@
+"""A whole volume in one request: the runtime's own pipeline inside the server, over another model of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from ucseg_runtime.backends.base import BackendInfo
+from ucseg_runtime.backends.graphs import UNCERTAINTY
+from ucseg_runtime.backends.triton_tensors import (
+    AFFINE,
+    DEVICE,
+    ENGINE,
+    ENGINE_VERSION,
+    LABELS,
+    PRECISION,
+    PROVEN,
+    UNCERTAINTY_STEPS,
+    VOLUME,
+    VOLUME_FLOAT,
+    VOLUME_MODEL,
+)
+from ucseg_runtime.config import InferenceOptions
+from ucseg_runtime.errors import InputError, UcsegError
+from ucseg_runtime.geometry import VolumeGeometry
+from ucseg_runtime.manifest import MANIFEST_NAME, ModelSpec, manifest_from_json
+from ucseg_runtime.pipeline import segment_volume
+from ucseg_runtime.preprocess import model_grid_of
+from ucseg_runtime.segmentation import EngineInfo, Segmentation
+from ucseg_runtime.volume import Volume
+from ucseg_serving.bls_backend import BlsBackend
+from ucseg_serving.config_pbtxt import MAX_BATCH_PARAMETER, MEMORY_PARAMETER, VOLUME_OVER_PARAMETER
+from ucseg_serving.server_arrays import ServerObject, array_from_tensor, tensor_from_array
+from ucseg_serving.server_metrics import VolumeMetrics
+from ucseg_serving.server_models import answered, backend_utils, settings_from_args
+
+_BYTES_PER_SOURCE_VOXEL = 16
+_BYTES_PER_MODEL_VOXEL_AND_CHANNEL = 8
+_OTHER_MODEL_CHANNELS = 3  # the prepared volume, the uncertainty, the weights
+
+
+class RequestCancelledError(UcsegError):
+    """Nobody waits for the answer any more."""
+
+    triton_code = "CANCELLED"
+    default_code = "UCSEG-E198"
+
+
+class VolumeModel:
+    """What Triton calls: ``initialize`` once, ``execute`` with every request."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Read the manifest; the tiles' model need not be ready yet."""
+        self._utils = backend_utils()
+        settings = settings_from_args(args, VOLUME_MODEL)
+        self._spec = manifest_from_json((settings.model_folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        self._over = settings.parameters[VOLUME_OVER_PARAMETER]
+        self._memory_bytes = int(settings.parameters[MEMORY_PARAMETER])
+        self._metrics = VolumeMetrics(self._utils)
+        engine = EngineInfo(
+            name=settings.parameters[ENGINE],
+            version=settings.parameters[ENGINE_VERSION],
+            precision=settings.parameters[PRECISION],
+            device=settings.parameters[DEVICE],
+            proven=settings.parameters[PROVEN] == "true",
+        )
+        tiles = int(settings.parameters[MAX_BATCH_PARAMETER])
+        self._info = BackendInfo(engine, batch_atol=0.0, parallel_tiles=tiles)
+
+    def execute(self, requests: Sequence[ServerObject]) -> list[ServerObject]:
+        """Answer one request after the other; what cannot be segmented fails alone."""
+        return [answered(self._utils, partial(self._answer, request)) for request in requests]
+
+    def _answer(self, request: ServerObject) -> list[ServerObject]:
+        try:
+            volume = self._volume(request)
+            check_volume(volume, self._spec, self._memory_bytes)
+            result = segment_volume(volume, self._spec, self._backend(request), InferenceOptions())
+        except UcsegError as error:
+            self._metrics.count("refused" if isinstance(error, InputError) else "failed")
+            raise
+        self._metrics.observe(result)
+        return self._tensors(result)
+
+    def _volume(self, request: ServerObject) -> Volume:
+        found = {name: self._utils.get_input_tensor_by_name(request, name) for name in (VOLUME, VOLUME_FLOAT, AFFINE)}
+        sent = [found[name] for name in (VOLUME, VOLUME_FLOAT) if found[name] is not None]
+        if len(sent) != 1:
+            raise InputError(
+                f"the request has {len(sent)} of the tensors {VOLUME} (int16) and {VOLUME_FLOAT} (float32); "
+                "expected one.",
+                code="UCSEG-E126",
+            )
+        voxels = array_from_tensor(sent[0])
+        z, y, x = voxels.shape
+        # A copy of the affine: the request's own memory goes with the request.
+        geometry = VolumeGeometry(array_from_tensor(found[AFFINE]).copy(), (z, y, x))
+        return Volume(voxels, geometry, self._spec.modality)
+
+    def _backend(self, request: ServerObject) -> BlsBackend:
+        def check_wanted() -> None:
+            if request.is_cancelled():
+                raise RequestCancelledError("the request was cancelled.")
+
+        return BlsBackend(self._utils, self._spec, self._info, self._over, check_wanted)
+
+    def _tensors(self, result: Segmentation) -> list[ServerObject]:
+        scaled = np.rint(result.uncertainty * np.float32(UNCERTAINTY_STEPS)).astype(np.uint16)
+        return [
+            tensor_from_array(self._utils, LABELS, result.label_map),
+            tensor_from_array(self._utils, UNCERTAINTY, scaled),
+        ]
+
+
+def check_volume(volume: Volume, spec: ModelSpec, memory_bytes: int) -> None:
+    """Refuse a volume that would take the server's memory, or whose values are no intensities.
+
+    Args:
+        volume: As sent.
+        spec: What the model fixes.
+        memory_bytes: That one request may take.
+
+    Raises:
+        InputError: The estimate is over the limit, or voxels are not finite.
+    """
+    if volume.voxels.dtype == np.float32 and not np.isfinite(volume.voxels).all():
+        raise InputError(f"{VOLUME_FLOAT} holds values that are not finite.", code="UCSEG-E122")
+    model_voxels = math.prod(model_grid_of(volume.geometry, spec.preprocessing).shape)
+    channels = spec.probability_channels + _OTHER_MODEL_CHANNELS
+    needed = volume.voxels.size * _BYTES_PER_SOURCE_VOXEL + model_voxels * channels * _BYTES_PER_MODEL_VOXEL_AND_CHANNEL
+    if needed > memory_bytes:
+        raise InputError(
+            f"a volume of {' x '.join(map(str, volume.geometry.shape))} voxels with this spacing needs about "
+            f"{needed / 1e9:.1f} GB; this server allows {memory_bytes / 1e9:.1f} GB a request.",
+            hint="Check the affine, send a part of the volume, or use tile mode.",
+            code="UCSEG-E107",
+        )
