@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.served_phantom import ServedPhantom, serve_phantom
 from ucseg_runtime.packaged_data import write_demo_study
 
 
@@ -15,3 +17,10 @@ def patient_a_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("patient-a")
     write_demo_study(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def served_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPhantom]:
+    """A Triton server on loopback that serves the phantom of the contract tests on the processor."""
+    with serve_phantom(tmp_path_factory.mktemp("served")) as served:
+        yield served

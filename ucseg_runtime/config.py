@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ucseg_runtime.server_options import TritonServer
+
 EngineName = Literal["openvino", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
 EngineChoice = Literal["auto", EngineName]  # typing flattens a Literal inside a Literal
 Mode = Literal["auto", "latency", "throughput"]
@@ -35,6 +37,7 @@ class InferenceOptions:
         device: Number of the GPU, for engines that compute on one.
         gpu_memory_mb: Most memory in MB that ONNX Runtime may take on the GPU; 0 for no limit.
         keep_probabilities: Whether the probabilities of every class are returned on the source grid.
+        server: Triton server that runs the network; None: an engine of this machine.
     """
 
     engine: EngineChoice = "auto"
@@ -50,6 +53,7 @@ class InferenceOptions:
     device: int = 0
     gpu_memory_mb: int = 0
     keep_probabilities: bool = False
+    server: TritonServer | None = None
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -14,13 +16,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.model_phantom import ModelPhantom, replace_artifact
+from tests.served_phantom import PHANTOM, ServedPhantom
 from ucseg_runtime.backends import Backend, engine_status, installed_engines, open_backend
 from ucseg_runtime.config import EngineChoice, InferenceOptions, PrecisionChoice
 from ucseg_runtime.errors import ArtifactMismatchError, BackendError, BackendUnavailableError, TileShapeError
 from ucseg_runtime.evidence import evidence_from_logits, probabilities_from_logits
 from ucseg_runtime.model_folder import Model, load_model
+from ucseg_runtime.server_options import TritonServer, server_address
 
-PHANTOM = ModelPhantom(sharpness=8.0, tile_shape=(8, 12, 16))
 HAVE_BF16 = any("bf16" in status.precisions for status in engine_status() if status.name == "openvino")
 ENGINES: tuple[EngineChoice, ...] = ("openvino", "onnxruntime")
 
@@ -35,9 +38,37 @@ class Case:
     atol: float
     threads: int = 1
 
-    def open(self, model: Model) -> Backend:
+    @property
+    def engine_name(self) -> str:
+        return self.engine
+
+    @property
+    def parallel_tiles(self) -> int:
+        return 2 if self.engine == "openvino" and self.threads > 1 else 1
+
+    def open(self, model: Model, request: pytest.FixtureRequest) -> AbstractContextManager[Backend]:
         options = InferenceOptions(engine=self.engine, precision=self.precision, threads=self.threads, gate=False)
         return open_backend(model, options, staged=self.staged)
+
+
+@dataclass(frozen=True)
+class TritonCase:
+    """A real server on loopback that runs the stages."""
+
+    scheme: Literal["grpc", "http"]
+    shared_memory: bool = False
+    staged: bool = True
+    precision: PrecisionChoice = "f32"
+    atol: float = 2e-6
+    engine_name: str = "triton-openvino"
+    parallel_tiles: int = 4  # two requests in flight of two tiles each
+
+    def open(self, model: Model, request: pytest.FixtureRequest) -> AbstractContextManager[Backend]:
+        served: ServedPhantom = request.getfixturevalue("served_phantom")
+        assert served.model.digest == model.digest
+        address = server_address(served.url(self.scheme))
+        server = TritonServer((address,), timeout_s=60.0, shared_memory=self.shared_memory)
+        return open_backend(model, InferenceOptions(server=server))
 
 
 F32_ATOL = 2e-6
@@ -62,6 +93,8 @@ CASES = [
     ),
     pytest.param(Case("onnxruntime", "f32", False, F32_ATOL), id="onnxruntime merged"),
     pytest.param(Case("onnxruntime", "f32", True, F32_ATOL), id="onnxruntime staged"),
+    pytest.param(TritonCase("grpc"), id="triton grpc"),
+    pytest.param(TritonCase("http"), id="triton http"),
 ]
 
 
@@ -71,13 +104,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest) -> Case | TritonCase:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def backend(case: Case, model: Model) -> Iterator[Backend]:
-    with case.open(model) as ready:
+def backend(case: Case | TritonCase, model: Model, request: pytest.FixtureRequest) -> Iterator[Backend]:
+    with case.open(model, request) as ready:
         yield ready
 
 
@@ -86,7 +119,7 @@ def tiles() -> np.ndarray:
     return np.random.default_rng(0).random((5, 1, *PHANTOM.tile_shape), dtype=np.float32)
 
 
-def test_results_are_those_of_the_reference(backend: Backend, case: Case, tiles: np.ndarray) -> None:
+def test_results_are_those_of_the_reference(backend: Backend, case: Case | TritonCase, tiles: np.ndarray) -> None:
     output = backend.infer(tiles)
     logits = PHANTOM.fused_logits(tiles)
     assert output.probabilities.dtype == output.uncertainty.dtype == np.float32
@@ -156,7 +189,7 @@ def test_other_shapes_types_and_layouts_are_refused_and_the_backend_stays_usable
 
 
 def test_logits_come_on_request_from_the_stages_and_never_otherwise(
-    backend: Backend, case: Case, tiles: np.ndarray
+    backend: Backend, case: Case | TritonCase, tiles: np.ndarray
 ) -> None:
     assert backend.infer(tiles).fused_logits is None
     if not case.staged:
@@ -174,18 +207,20 @@ def test_logits_come_on_request_from_the_stages_and_never_otherwise(
     np.testing.assert_allclose(output.fused_logits, fused, atol=atol)
 
 
-def test_info_says_what_really_computes(backend: Backend, case: Case) -> None:
+def test_info_says_what_really_computes(backend: Backend, case: Case | TritonCase) -> None:
     engine = backend.info.engine
-    assert (engine.name, engine.precision, engine.device) == (case.engine, case.precision, "CPU")
+    assert (engine.name, engine.precision, engine.device) == (case.engine_name, case.precision, "CPU")
     assert engine.version[0].isdigit()
 
 
-def test_as_many_tiles_run_at_once_as_the_engine_likes(backend: Backend, case: Case) -> None:
-    assert backend.info.parallel_tiles == (2 if case.engine == "openvino" and case.threads > 1 else 1)
+def test_as_many_tiles_run_at_once_as_the_engine_likes(backend: Backend, case: Case | TritonCase) -> None:
+    assert backend.info.parallel_tiles == case.parallel_tiles
 
 
-def test_closed_backend_is_refused(case: Case, model: Model, tiles: np.ndarray) -> None:
-    with case.open(model) as backend:
+def test_closed_backend_is_refused(
+    case: Case | TritonCase, model: Model, tiles: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    with case.open(model, request) as backend:
         pass
     with pytest.raises(BackendError, match="closed"):
         backend.infer(tiles)

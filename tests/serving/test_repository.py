@@ -12,8 +12,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
-from tests.model_phantom import ModelPhantom
 from tests.proof_phantom import proof, proven, write_proofs
+from tests.served_phantom import PHANTOM
 from ucseg_runtime.backends import engine_status
 from ucseg_runtime.backends.engine_cache import EngineKey, save_engines
 from ucseg_runtime.backends.graphs import GRAPHS
@@ -27,7 +27,6 @@ from ucseg_serving.serving_options import ServingOptions
 from ucseg_serving.weights import committed_weights
 
 COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
-PHANTOM = ModelPhantom(sharpness=8.0, tile_shape=(8, 12, 16))
 MODELS = {
     "ucseg_tiles",
     "ucseg_logits",

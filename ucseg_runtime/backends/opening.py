@@ -12,6 +12,7 @@ from ucseg_runtime.backends.graphs import check_signature
 from ucseg_runtime.backends.load import parallel_tiles
 from ucseg_runtime.backends.local import LocalBackend
 from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
+from ucseg_runtime.backends.triton_client import open_triton_backend
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import BackendUnavailableError
 from ucseg_runtime.manifest import MERGED, STAGES
@@ -25,8 +26,9 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
 
     Args:
         model: Verified model folder.
-        options: Engine, precision, threads and whether the accuracy gate counts.
-        staged: Whether to run the four stages one by one: slower, but the logits can be had.
+        options: Engine, precision, threads and whether the accuracy gate counts; or a server.
+        staged: Whether to run the four stages one by one: slower, but the logits can be had. A server
+            always has them.
 
     Raises:
         BackendUnavailableError: The engine is not installed, has not the precision that was asked for, or the model has
@@ -36,6 +38,10 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
         BackendError: The engine cannot run the model.
         ArtifactMismatchError: A graph has other tensors than the manifest says.
     """
+    if options.server is not None:
+        with open_triton_backend(model, options.server, gate=options.gate) as remote:
+            yield remote
+        return
     chosen = choose(model, options)
     if staged and chosen.offer.graph != MERGED:
         raise BackendUnavailableError(f"the stages have no {chosen.precision} graphs.", hint="Use --precision f32.")

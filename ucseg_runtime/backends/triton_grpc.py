@@ -1,0 +1,108 @@
+"""Triton over gRPC."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ucseg_runtime.backends.triton_connection import (
+    AnyArray,
+    Call,
+    ModelDescription,
+    check_answer,
+    description_from_config,
+    failure,
+)
+from ucseg_runtime.backends.triton_tensors import NUMPY_TYPES
+from ucseg_runtime.errors import BackendError
+from ucseg_runtime.server_options import ServerAddress, TritonServer
+
+_REPEATABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
+_TOO_LARGE = "larger than max"
+_UNLIMITED = -1
+TYPE_NAMES = {str(dtype): name for name, dtype in NUMPY_TYPES.items()}
+
+
+class GrpcConnection:
+    """One channel; several threads may use it.
+
+    Args:
+        address: Of the server.
+        server: TLS files and token.
+    """
+
+    def __init__(self, address: ServerAddress, server: TritonServer) -> None:
+        # Untyped: the package carries no type information for its generated parts.
+        self._package: Any = importlib.import_module("tritonclient.grpc")
+        self._failure: Any = importlib.import_module("tritonclient.utils").InferenceServerException
+        tls = server.tls
+        self._client = self._package.InferenceServerClient(
+            f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}",
+            ssl=address.is_encrypted,
+            root_certificates=_text(tls.authorities),
+            private_key=_text(tls.key),
+            certificate_chain=_text(tls.certificate),
+            channel_args=_channel_arguments(address),
+        )
+        self._headers = {"authorization": f"Bearer {server.token}"} if server.token else {}
+
+    def describe(self, model: str, timeout_s: float) -> ModelDescription:
+        """See `Connection.describe`."""
+        try:
+            answer = self._client.get_model_config(model, headers=self._headers, client_timeout=timeout_s)
+        except self._failure as error:
+            raise self._translated(error) from error
+        return description_from_config(answer.config)
+
+    def infer(self, call: Call, timeout_s: float) -> Mapping[str, AnyArray]:
+        """See `Connection.infer`."""
+        try:
+            result = self._client.infer(
+                call.model,
+                [self._input(name, values) for name, values in call.inputs.items()],
+                outputs=[self._package.InferRequestedOutput(tensor.name) for tensor in call.outputs],
+                headers=self._headers,
+                client_timeout=timeout_s,
+                timeout=round(timeout_s * 1e6),  # in a queue of the server: nobody waits for it afterwards
+            )
+            return check_answer(call, {tensor.name: result.as_numpy(tensor.name) for tensor in call.outputs})
+        except self._failure as error:
+            raise self._translated(error) from error
+        except ValueError as error:  # from as_numpy: fewer bytes than the shape says
+            raise BackendError(f"the answer of {call.model} is incomplete.") from error
+
+    def close(self) -> None:
+        """See `Connection.close`."""
+        self._client.close()
+
+    def _input(self, name: str, values: AnyArray) -> Any:  # noqa: ANN401  # untyped package
+        tensor = self._package.InferInput(name, list(values.shape), TYPE_NAMES[str(values.dtype)])
+        tensor.set_data_from_numpy(np.ascontiguousarray(values))
+        return tensor
+
+    def _translated(self, error: Any) -> Exception:  # noqa: ANN401  # untyped package
+        status, message = str(error.status()).removeprefix("StatusCode."), str(error.message())
+        exhausted = status == "RESOURCE_EXHAUSTED" and _TOO_LARGE not in message
+        timed_out = status == "DEADLINE_EXCEEDED"
+        return failure(message, repeatable=status in _REPEATABLE or exhausted, timed_out=timed_out)
+
+
+def _channel_arguments(address: ServerAddress) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_send_message_length", _UNLIMITED),
+        ("grpc.max_receive_message_length", _UNLIMITED),
+        # A server that starts again is found at once; gRPC would wait up to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.enable_http_proxy", 0 if address.is_loopback else 1),
+        # Connections of this process to one server are not shared: one that is given up must not disturb another.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def _text(path: object) -> str | None:
+    return None if path is None else str(path)

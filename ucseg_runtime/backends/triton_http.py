@@ -1,0 +1,172 @@
+"""Triton over HTTP: KServe v2 with binary tensors."""
+
+from __future__ import annotations
+
+import http.client
+import importlib
+import json
+import queue
+import ssl
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ucseg_runtime.backends.triton_connection import (
+    AnyArray,
+    Call,
+    ModelDescription,
+    TransientError,
+    check_answer,
+    description_from_config,
+    failure,
+)
+from ucseg_runtime.backends.triton_grpc import TYPE_NAMES
+from ucseg_runtime.errors import BackendError, BackendUnavailableError
+from ucseg_runtime.server_options import ServerAddress, TlsFiles, TritonServer
+
+_REPEATABLE = frozenset({429, 499, 502, 503, 504})
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+_READ_BYTES = 1 << 20
+
+
+class HttpConnection:
+    """Connections that are kept open between requests, one per request in flight.
+
+    tritonclient packs and unpacks the tensors. The transport is Python's own: it can be used by several threads, and
+    its time limit holds for a whole answer, however slowly that trickles in.
+
+    Args:
+        address: Of the server.
+        server: TLS files and token.
+    """
+
+    def __init__(self, address: ServerAddress, server: TritonServer) -> None:
+        # Untyped: the package carries no type information.
+        self._package: Any = importlib.import_module("tritonclient.http")
+        self._address = address
+        self._tls = _tls_context(server.tls) if address.is_encrypted else None
+        self._headers = {"Authorization": f"Bearer {server.token}"} if server.token else {}
+        self._idle: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()
+
+    def describe(self, model: str, timeout_s: float) -> ModelDescription:
+        """See `Connection.describe`."""
+        json_format = importlib.import_module("google.protobuf.json_format")
+        messages = importlib.import_module("tritonclient.grpc.model_config_pb2")
+        _, body = self._exchange("GET", f"/v2/models/{model}/config", b"", {}, timeout_s)
+        try:
+            config = json_format.ParseDict(json.loads(body), messages.ModelConfig(), ignore_unknown_fields=True)
+        except (ValueError, json_format.ParseError) as error:
+            raise BackendError(f"the configuration of {model} cannot be read.") from error
+        return description_from_config(config)
+
+    def infer(self, call: Call, timeout_s: float) -> Mapping[str, AnyArray]:
+        """See `Connection.infer`."""
+        client = self._package.InferenceServerClient
+        body, header_length = client.generate_request_body(
+            [self._input(name, values) for name, values in call.inputs.items()],
+            outputs=[self._package.InferRequestedOutput(tensor.name, binary_data=True) for tensor in call.outputs],
+            timeout=round(timeout_s * 1e6),
+        )
+        headers = {_HEADER_LENGTH: str(header_length), "Content-Type": "application/octet-stream"}
+        answer, content = self._exchange("POST", f"/v2/models/{call.model}/infer", body, headers, timeout_s)
+        length = answer.get(_HEADER_LENGTH)
+        try:
+            result = client.parse_response_body(content, header_length=None if length is None else int(length))
+            return check_answer(call, {tensor.name: result.as_numpy(tensor.name) for tensor in call.outputs})
+        except (ValueError, KeyError) as error:
+            raise BackendError(f"the answer of {call.model} is incomplete.") from error
+
+    def close(self) -> None:
+        """See `Connection.close`."""
+        while True:
+            try:
+                self._idle.get_nowait().close()
+            except queue.Empty:
+                return
+
+    def _exchange(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> tuple[http.client.HTTPMessage, bytes]:
+        deadline = time.monotonic() + timeout_s
+        connection = self._connection(timeout_s)
+        try:
+            connection.request(method, path, body=body or None, headers={**self._headers, **headers})
+            answer = connection.getresponse()
+            content = _read_until(connection, answer, deadline)
+        except TimeoutError as error:
+            connection.close()
+            raise TransientError(f"no answer within {timeout_s:.1f} s", timed_out=True) from error
+        except ssl.SSLCertVerificationError as error:
+            connection.close()
+            raise BackendUnavailableError(
+                f"the certificate of {self._address} is not trusted: {error.verify_message}.",
+                hint="Name its authority with --tls-ca.",
+            ) from error
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise TransientError(f"{type(error).__name__}: {error}") from error
+        self._idle.put(connection)
+        if answer.status != http.client.OK:
+            raise failure(_message(answer.status, content), repeatable=answer.status in _REPEATABLE)
+        return answer.headers, content
+
+    def _connection(self, timeout_s: float) -> http.client.HTTPConnection:
+        try:
+            connection = self._idle.get_nowait()
+        except queue.Empty:
+            host, port = self._address.host, self._address.port
+            if self._tls is None:
+                return http.client.HTTPConnection(host, port, timeout=timeout_s)
+            return http.client.HTTPSConnection(host, port, timeout=timeout_s, context=self._tls)
+        connection.timeout = timeout_s
+        if connection.sock is not None:
+            connection.sock.settimeout(timeout_s)
+        return connection
+
+    def _input(self, name: str, values: AnyArray) -> Any:  # noqa: ANN401  # untyped package
+        tensor = self._package.InferInput(name, list(values.shape), TYPE_NAMES[str(values.dtype)])
+        tensor.set_data_from_numpy(np.ascontiguousarray(values), binary_data=True)
+        return tensor
+
+
+def _read_until(connection: http.client.HTTPConnection, answer: http.client.HTTPResponse, deadline: float) -> bytes:
+    """The body of an answer; a time limit on each read alone would let a slow server take for ever."""
+    parts = []
+    while True:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0.0:
+            raise TimeoutError
+        if connection.sock is not None:
+            connection.sock.settimeout(remaining)
+        part = answer.read1(_READ_BYTES)
+        if not part:
+            break
+        parts.append(part)
+    if answer.length:
+        raise http.client.IncompleteRead(b"", answer.length)
+    answer.read()  # nothing is left, but only this tells the connection so
+    return b"".join(parts)
+
+
+def _message(status: int, content: bytes) -> str:
+    """What the server said; Triton answers errors with JSON."""
+    text = content.decode("utf-8", errors="replace")
+    try:
+        return str(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {status}"
+
+
+def _tls_context(files: TlsFiles) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=files.authorities)
+        if files.certificate is not None:
+            context.load_cert_chain(files.certificate, files.key)
+    except (OSError, ssl.SSLError) as error:
+        raise BackendUnavailableError(
+            f"the TLS files cannot be used ({type(error).__name__}).",
+            hint="Give PEM files: --tls-ca, --tls-cert, --tls-key.",
+        ) from error
+    return context

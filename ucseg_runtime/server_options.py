@@ -1,0 +1,119 @@
+"""Where a Triton server is, and how it may be used."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from ucseg_runtime.errors import BackendUnavailableError
+
+TritonMode = Literal["tile", "volume"]
+Scheme = Literal["grpc", "grpcs", "http", "https"]
+
+_SCHEMES: dict[str, Scheme] = {"grpc": "grpc", "grpcs": "grpcs", "http": "http", "https": "https"}
+_PORTS: dict[Scheme, int] = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
+
+
+@dataclass(frozen=True)
+class ServerAddress:
+    """One server.
+
+    Attributes:
+        scheme: Protocol; the last letter s means TLS.
+        host: Name or address.
+        port: Of the service.
+    """
+
+    scheme: Scheme
+    host: str
+    port: int
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self.scheme in ("grpcs", "https")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether nothing leaves this machine."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """PEM files.
+
+    Attributes:
+        authorities: Who may have signed the server's certificate; None: those of the system.
+        certificate: Of this client, for mutual TLS; with `key` or not at all.
+        key: Of the certificate.
+    """
+
+    authorities: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True)
+class TritonServer:
+    """A Triton service that runs the network.
+
+    Attributes:
+        addresses: At least one; the next is used when one fails.
+        mode: ``tile``: tiles go to the server, the volume stays here; ``volume``: the whole volume goes there.
+        timeout_s: Within which a request must be answered, repeats included.
+        in_flight: Requests that wait for an answer at the same time, at most.
+        shared_memory: Whether tensors go by system shared memory; the server must be on this machine and allow it.
+        tls: Certificates of encrypted connections.
+        token: Sent as bearer token; empty for none.
+    """
+
+    addresses: tuple[ServerAddress, ...]
+    mode: TritonMode = "tile"
+    timeout_s: float = 120.0
+    in_flight: int = 2
+    shared_memory: bool = False
+    tls: TlsFiles = TlsFiles()
+    token: str = ""
+
+    def __post_init__(self) -> None:
+        exposed = [address for address in self.addresses if not (address.is_encrypted or address.is_loopback)]
+        if self.token and exposed:
+            raise BackendUnavailableError(
+                f"a token would be sent to {exposed[0]} unencrypted.", hint="Use grpcs:// or https://."
+            )
+        remote = [address for address in self.addresses if not address.is_loopback]
+        if self.shared_memory and remote:
+            raise BackendUnavailableError(
+                f"{remote[0]} is another machine, with which no memory is shared.", hint="Leave --shared-memory out."
+            )
+
+
+def server_address(url: str) -> ServerAddress:
+    """Parse a URL such as ``grpc://127.0.0.1:8001``.
+
+    Raises:
+        BackendUnavailableError: The scheme is unknown, there is no host, or there is more than host and port.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    scheme = _SCHEMES.get(parts.scheme)
+    if scheme is None or not parts.hostname or parts.path.strip("/") or parts.query or parts.username:
+        raise BackendUnavailableError(
+            f"{url!r} is not the URL of a Triton server.",
+            hint="Expected SCHEME://HOST:PORT with the scheme grpc, grpcs, http or https.",
+        )
+    return ServerAddress(scheme, parts.hostname, port or _PORTS[scheme])
