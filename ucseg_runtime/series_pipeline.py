@@ -17,6 +17,7 @@ from ucseg_runtime.backends.choice import choose
 from ucseg_runtime.backends.load import engine_load
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.backends.timed import TimedBackend
+from ucseg_runtime.backends.triton_volume import RemoteRun, segment_on_server
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.reader import read_volume, source_headers
@@ -214,8 +215,13 @@ def _results(
 
 def _segment(
     volume: Volume, model: Model, inference: InferenceOptions, progress: Progress | None, times: StageTimes
-) -> tuple[Segmentation, TimedBackend]:
+) -> tuple[Segmentation, TimedBackend | RemoteRun]:
     """The segmentation and what computed it; times the network apart from what surrounds it."""
+    if inference.server is not None and inference.server.mode == "volume":
+        with times.stage("server"):
+            return segment_on_server(
+                volume, model, inference.server, gate=inference.gate, keep_probabilities=inference.keep_probabilities
+            )
     with ExitStack() as stack:
         with times.stage("load model"):
             backend = TimedBackend(stack.enter_context(open_backend(model, inference)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -84,7 +84,7 @@ class TritonServer:
     in_flight: int = 2
     shared_memory: bool = False
     tls: TlsFiles = TlsFiles()
-    token: str = ""
+    token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         exposed = [address for address in self.addresses if not (address.is_encrypted or address.is_loopback)]

@@ -75,8 +75,12 @@ class ServerGroup:
             lambda endpoint, timeout_s: (endpoint.address, endpoint.connection.describe(self._model, timeout_s)),
         )
 
-    def infer(self, call: Call) -> Mapping[str, AnyArray]:
+    def infer(self, call: Call, limit_s: float = 0.0) -> Mapping[str, AnyArray]:
         """Run one request.
+
+        Args:
+            call: The request.
+            limit_s: Within which it must be answered, repeats included; 0 means the time that the caller allows.
 
         Raises:
             InputError: The request is too large, or the server refuses what was sent.
@@ -86,7 +90,7 @@ class ServerGroup:
         """
         check_size(call)
         return self._repeated(
-            self._server.timeout_s, lambda endpoint, timeout_s: endpoint.connection.infer(call, timeout_s)
+            limit_s or self._server.timeout_s, lambda endpoint, timeout_s: endpoint.connection.infer(call, timeout_s)
         )
 
     def _repeated(self, limit_s: float, attempt: Callable[[_Endpoint, float], _Answer]) -> _Answer:

@@ -33,7 +33,7 @@ def reported(as_json: bool) -> Iterator[None]:
         raise _stopped(EXIT_INTERRUPTED, as_json) from None
     except _StoppedBySignal as stop:
         raise _stopped(stop.exit_code, as_json) from None
-    except typer.Exit:
+    except (typer.Exit, typer.BadParameter):
         raise
     except BrokenPipeError:
         # Whoever read the output has closed it, as `| head` does; nothing more can be said there.

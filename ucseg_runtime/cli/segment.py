@@ -13,7 +13,6 @@ from ucseg_runtime.cache import compiled_models_folder
 from ucseg_runtime.cli.options import (
     CacheOption,
     DeviceOption,
-    EngineOption,
     GateOption,
     GpuMemoryOption,
     InputArgument,
@@ -31,7 +30,21 @@ from ucseg_runtime.cli.options import (
     ThreadsOption,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported, tile_progress
+from ucseg_runtime.cli.server_options import (
+    EngineOrServerOption,
+    ServerArguments,
+    SharedMemoryOption,
+    TimeoutOption,
+    TlsAuthoritiesOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    TokenFileOption,
+    TritonModeOption,
+    UrlOption,
+    split_engine,
+)
 from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.server_options import TlsFiles
 
 if TYPE_CHECKING:
     from ucseg_runtime.series_pipeline import SeriesResult
@@ -41,7 +54,7 @@ def segment(
     input: InputArgument,  # noqa: A002  (the word on the command line)
     out: OutOption,
     model: ModelOption = None,
-    engine: EngineOption = "auto",
+    engine: EngineOrServerOption = "auto",
     precision: PrecisionOption = "auto",
     gate: GateOption = True,
     seg_type: SegTypeOption = "binary",
@@ -55,12 +68,24 @@ def segment(
     device: DeviceOption = 0,
     gpu_memory_mb: GpuMemoryOption = 0,
     overwrite: OverwriteOption = False,
+    url: UrlOption = None,
+    triton_mode: TritonModeOption = "tile",
+    timeout: TimeoutOption = 0.0,
+    shared_memory: SharedMemoryOption = False,
+    tls_ca: TlsAuthoritiesOption = None,
+    tls_cert: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out."""
     with reported(as_json):
+        tls = TlsFiles(tls_ca, tls_cert, tls_key)
+        local, server = split_engine(
+            engine, ServerArguments(url or [], triton_mode, timeout, shared_memory, tls, token_file)
+        )
         inference = InferenceOptions(
-            engine=engine,
+            engine=local,
             precision=precision,
             gate=gate,
             threads=threads,
@@ -70,6 +95,7 @@ def segment(
             mode=mode,
             max_memory_mb=max_memory,
             cache_folder=compiled_models_folder() if cache else None,
+            server=server,
         )
         outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
         run_and_report(input, out, model, inference, outputs, series, as_json)

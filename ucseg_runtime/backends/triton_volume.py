@@ -1,0 +1,126 @@
+"""Whole volumes on a Triton server: intensities and geometry go there, labels and uncertainty come back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ucseg_runtime.arrays import UInt8Array
+from ucseg_runtime.backends.base import BackendInfo
+from ucseg_runtime.backends.graphs import UNCERTAINTY
+from ucseg_runtime.backends.triton_calls import ServerGroup
+from ucseg_runtime.backends.triton_client import checker, engine_of
+from ucseg_runtime.backends.triton_connection import Call
+from ucseg_runtime.backends.triton_tensors import (
+    AFFINE,
+    LABELS,
+    UNCERTAINTY_STEPS,
+    VOLUME,
+    VOLUME_FLOAT,
+    volume_model,
+)
+from ucseg_runtime.errors import BackendError, BackendUnavailableError
+from ucseg_runtime.geometry import VolumeGeometry
+from ucseg_runtime.manifest import ModelSpec
+from ucseg_runtime.model_folder import Model
+from ucseg_runtime.preprocess import model_grid_of
+from ucseg_runtime.segmentation import Segmentation
+from ucseg_runtime.server_options import TritonServer
+from ucseg_runtime.tiling import plan_tiles
+from ucseg_runtime.volume import Volume
+
+_CANARY_TIMEOUT_S = 60.0
+_CANARY_SIDE = 4
+
+
+@dataclass(frozen=True)
+class RemoteRun:
+    """What computed a volume on a server.
+
+    Attributes:
+        info: As of a backend.
+        tiles: Number of tiles that the network saw there.
+    """
+
+    info: BackendInfo
+    tiles: int
+
+
+def segment_on_server(
+    volume: Volume, model: Model, server: TritonServer, *, gate: bool, keep_probabilities: bool
+) -> tuple[Segmentation, RemoteRun]:
+    """Let a server run the whole method on one volume.
+
+    A small volume goes first: a server whose Python model died still calls itself ready, and would let the real one
+    wait until its time is over.
+
+    Args:
+        volume: Any orientation and spacing; int16 or float32 voxels in modality units.
+        model: Model folder here; the server must hold the same.
+        server: Addresses and limits.
+        gate: Whether the server's engine must have passed the accuracy gate.
+        keep_probabilities: Whether probabilities are wanted, which no server returns.
+
+    Returns:
+        Labels as `pipeline.segment_volume` gives them; the uncertainty in steps of 1/65535.
+
+    Raises:
+        InputError: The server refuses the volume, or no message can carry it.
+        BackendError: The server failed, or its answer is not what was asked for.
+        EngineMismatchError, AccuracyGateError: The server holds another model, or one whose engine is not proven.
+    """
+    if keep_probabilities:
+        raise BackendUnavailableError(
+            "a server returns labels and uncertainty of a whole volume, no probabilities.",
+            hint="Use --triton-mode tile, or another --seg-type.",
+        )
+    table = volume_model()
+    check = checker(model, table, gate=gate)
+    with ServerGroup(server, table.name, check) as servers:
+        address, description = servers.describe()
+        _send_canary(model.manifest, server, servers)
+        answer = servers.infer(volume_call(volume))
+    engine = engine_of(description)
+    reason = f"whole volume served by Triton at {address}"
+    grid = model_grid_of(volume.geometry, model.manifest.preprocessing)
+    tiles = len(plan_tiles(grid.shape, model.manifest.tiling).tiles)
+    scaled = np.asarray(answer[UNCERTAINTY], dtype=np.float32)
+    scaled /= np.float32(UNCERTAINTY_STEPS)
+    segmentation = Segmentation(
+        label_map=_checked_labels(np.asarray(answer[LABELS], dtype=np.uint8), model.manifest),
+        uncertainty=scaled,
+        probabilities=None,
+        geometry=volume.geometry,
+        classes=model.manifest.classes,
+        engine=engine,
+    )
+    return segmentation, RemoteRun(BackendInfo(engine, batch_atol=0.0, reason=reason), tiles)
+
+
+def volume_call(volume: Volume) -> Call:
+    """The request for one volume."""
+    name = VOLUME if volume.voxels.dtype == np.int16 else VOLUME_FLOAT
+    outputs = tuple(replace(tensor, shape=volume.geometry.shape) for tensor in volume_model().outputs)
+    inputs = {name: np.ascontiguousarray(volume.voxels), AFFINE: volume.geometry.affine}
+    return Call(volume_model().name, inputs, outputs)
+
+
+def canary(spec: ModelSpec) -> Volume:
+    """The smallest volume that makes the server's pipeline run: one tile of padding."""
+    spacing_mm = spec.preprocessing.spacing_mm or (1.0, 1.0, 1.0)
+    shape = (_CANARY_SIDE, _CANARY_SIDE, _CANARY_SIDE)
+    voxels = np.full(shape, round(spec.preprocessing.padding_value), dtype=np.int16)
+    return Volume(voxels, VolumeGeometry(np.diag([*spacing_mm, 1.0])[[2, 1, 0, 3]], shape), spec.modality)
+
+
+def _send_canary(spec: ModelSpec, server: TritonServer, servers: ServerGroup) -> None:
+    servers.infer(volume_call(canary(spec)), limit_s=min(_CANARY_TIMEOUT_S, server.timeout_s))
+
+
+def _checked_labels(labels: UInt8Array, spec: ModelSpec) -> UInt8Array:
+    greatest = int(labels.max())
+    if greatest >= spec.num_classes:
+        raise BackendError(f"the server answered with label {greatest}; the model has {spec.num_classes - 1}.")
+    # The answer is a view of the message; the caller may write to what it gets.
+    return labels.copy()

@@ -1,0 +1,106 @@
+"""Options of commands that can send their work to a Triton server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ucseg_runtime.config import EngineChoice
+from ucseg_runtime.server_options import TlsFiles, TritonMode, TritonServer, server_address
+
+EngineOrServer = Literal[EngineChoice, "triton"]  # typing flattens a Literal inside a Literal
+
+_DEFAULT_TIMEOUT_S: dict[TritonMode, float] = {"tile": 120.0, "volume": 900.0}
+
+EngineOrServerOption = Annotated[
+    EngineOrServer,
+    typer.Option(
+        "--engine",
+        help="Engine that runs the network; auto takes the fastest that passed the gate; triton needs --url.",
+    ),
+]
+UrlOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--url",
+        help="Triton server, such as grpc://127.0.0.1:8001 (or grpcs, http, https); may be given several times: the "
+        "next is used when one fails.",
+        show_default=False,
+    ),
+]
+TritonModeOption = Annotated[
+    TritonMode,
+    typer.Option("--triton-mode", help="tile: tiles go to the server; volume: the whole volume goes there."),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        min=0.0,
+        help="Seconds within which the server must answer a request, repeats included; 0 means 120, and 900 in volume "
+        "mode.",
+    ),
+]
+SharedMemoryOption = Annotated[
+    bool, typer.Option("--shared-memory", help="Pass tensors by shared memory to a server on this machine.")
+]
+TlsAuthoritiesOption = Annotated[
+    Path | None, typer.Option("--tls-ca", help="PEM file of who may have signed the server's certificate.")
+]
+TlsCertificateOption = Annotated[
+    Path | None, typer.Option("--tls-cert", help="PEM certificate of this client, for mutual TLS.")
+]
+TlsKeyOption = Annotated[Path | None, typer.Option("--tls-key", help="PEM key of --tls-cert.")]
+TokenFileOption = Annotated[
+    Path | None, typer.Option("--token-file", help="File with the bearer token for the server.")
+]
+
+
+@dataclass(frozen=True)
+class ServerArguments:
+    """What was said on the command line of a server."""
+
+    urls: list[str] = field(default_factory=list)
+    mode: TritonMode = "tile"
+    timeout_s: float = 0.0
+    shared_memory: bool = False
+    tls: TlsFiles = TlsFiles()
+    token_file: Path | None = None
+
+
+def split_engine(engine: EngineOrServer, arguments: ServerArguments) -> tuple[EngineChoice, TritonServer | None]:
+    """The engine of this machine, and the server that takes its place.
+
+    Raises:
+        typer.BadParameter: A URL without ``--engine triton``, or the other way round; an unreadable token file.
+        BackendUnavailableError: A URL is none, or a token would go unencrypted.
+    """
+    if engine != "triton":
+        if arguments.urls:
+            raise typer.BadParameter("a URL needs --engine triton", param_hint="--url")
+        return engine, None
+    if not arguments.urls:
+        raise typer.BadParameter("--engine triton needs the URL of a server", param_hint="--url")
+    if (arguments.tls.certificate is None) != (arguments.tls.key is None):
+        raise typer.BadParameter("--tls-cert and --tls-key belong together", param_hint="--tls-cert")
+    server = TritonServer(
+        addresses=tuple(server_address(url) for url in arguments.urls),
+        mode=arguments.mode,
+        timeout_s=arguments.timeout_s or _DEFAULT_TIMEOUT_S[arguments.mode],
+        shared_memory=arguments.shared_memory,
+        tls=arguments.tls,
+        token=_token(arguments.token_file),
+    )
+    return "auto", server
+
+
+def _token(file: Path | None) -> str:
+    if file is None:
+        return ""
+    try:
+        return file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter("the token cannot be read", param_hint="--token-file") from error
