@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,24 +16,39 @@ from ucseg_runtime.manifest import ModelSpec
 from ucseg_serving.server_arrays import ServerObject, array_from_tensor, tensor_from_array
 
 
+@dataclass(frozen=True)
+class Route:
+    """How tiles reach the model that computes them.
+
+    Attributes:
+        model: Name of the Triton model.
+        tiles_per_request: Most tiles of a request.
+        senders: As many threads as requests may be in flight.
+    """
+
+    model: str
+    tiles_per_request: int
+    senders: ThreadPoolExecutor
+
+
 class BlsBackend:
     """Implements `Backend` by requests to a model of the server that this runs in.
 
     Args:
         utils: The module ``triton_python_backend_utils``.
         spec: What the model fixes.
-        info: What computes; a call has as many tiles as its `parallel_tiles`.
-        model_name: Model that the tiles go to.
+        info: What computes.
+        route: Which model the tiles go to, and how.
         check_wanted: Raises when nobody waits for the answer any more; called before every request.
     """
 
     def __init__(
-        self, utils: ServerObject, spec: ModelSpec, info: BackendInfo, model_name: str, check_wanted: Callable[[], None]
+        self, utils: ServerObject, spec: ModelSpec, info: BackendInfo, route: Route, check_wanted: Callable[[], None]
     ) -> None:
         self._utils = utils
         self._spec = spec
         self._info = info
-        self._model_name = model_name
+        self._route = route
         self._check_wanted = check_wanted
 
     @property
@@ -44,8 +61,11 @@ class BlsBackend:
         check_tiles(tiles, self._spec)
         if with_logits:
             raise BackendError("the volume model needs no logits.", hint="Ask the ensemble for them.")
-        most = self._info.parallel_tiles
-        parts = [self._request(tiles[first : first + most]) for first in range(0, len(tiles), most)]
+        most = self._route.tiles_per_request
+        chunks = [tiles[first : first + most] for first in range(0, len(tiles), most)]
+        running = [self._route.senders.submit(self._request, chunk) for chunk in chunks]
+        wait(running)
+        parts = [request.result() for request in running]
         return TileOutput(
             probabilities=np.concatenate([part[PROBABILITIES] for part in parts]),
             uncertainty=np.concatenate([part[UNCERTAINTY] for part in parts]),
@@ -56,9 +76,9 @@ class BlsBackend:
         image = tensor_from_array(self._utils, IMAGE, turned(tiles, self._spec.tiling))
         names = [PROBABILITIES, UNCERTAINTY]
         response = self._utils.InferenceRequest(
-            model_name=self._model_name, requested_output_names=names, inputs=[image]
+            model_name=self._route.model, requested_output_names=names, inputs=[image]
         ).exec()
         if response.has_error():
-            raise BackendError(f"{self._model_name} failed on a tile: {response.error().message()}")
+            raise BackendError(f"{self._route.model} failed on a tile: {response.error().message()}")
         tensors = {name: self._utils.get_output_tensor_by_name(response, name) for name in names}
         return {name: turned(array_from_tensor(tensor), self._spec.tiling).copy() for name, tensor in tensors.items()}

@@ -41,7 +41,8 @@ Message: TypeAlias = Any
 
 GRAPH_PARAMETER = "ucseg_graph"
 VOLUME_OVER_PARAMETER = "ucseg_volume_over"
-MAX_BATCH_PARAMETER = "ucseg_max_batch"
+TILES_PARAMETER = "ucseg_tiles_per_request"
+IN_FLIGHT_PARAMETER = "ucseg_requests_in_flight"
 MEMORY_PARAMETER = "ucseg_request_memory_bytes"
 
 _HEADER = "# Written by ucseg-serve from the manifest of the model. Do not edit: change the table and write it again.\n"
@@ -121,7 +122,10 @@ def _volume_config(options: ServingOptions) -> Message:
     config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=options.instances)
     _limit_queue(config, options.volume_timeout_s, options)
     config.parameters[VOLUME_OVER_PARAMETER].string_value = options.volume_over
-    config.parameters[MAX_BATCH_PARAMETER].string_value = str(options.max_batch)
+    # On the processor tiles of one request are computed one after the other, those of several at the same time.
+    tiles = 1 if options.target == "cpu" else options.max_batch
+    config.parameters[TILES_PARAMETER].string_value = str(tiles)
+    config.parameters[IN_FLIGHT_PARAMETER].string_value = str(options.instances)
     config.parameters[MEMORY_PARAMETER].string_value = str(round(options.volume_memory_gb * 1e9))
     return config
 

@@ -22,11 +22,13 @@ class ModelSettings:
     Attributes:
         parameters: Of its ``config.pbtxt``.
         max_batch: Most tiles of a request.
+        instances: Processes that run this model at the same time.
         model_folder: The ucseg model folder.
     """
 
     parameters: Mapping[str, str]
     max_batch: int
+    instances: int
     model_folder: Path
 
 
@@ -40,7 +42,8 @@ def settings_from_args(args: Mapping[str, str], volume_model: str) -> ModelSetti
     config = json.loads(args["model_config"])
     parameters = {name: entry["string_value"] for name, entry in config["parameters"].items()}
     repository = Path(args["model_repository"]).parent
-    return ModelSettings(parameters, config["max_batch_size"], repository / volume_model / MODEL_FOLDER)
+    instances = sum(group["count"] for group in config["instance_group"])
+    return ModelSettings(parameters, config["max_batch_size"], instances, repository / volume_model / MODEL_FOLDER)
 
 
 def backend_utils() -> ServerObject:
@@ -58,10 +61,6 @@ def answered(utils: ServerObject, answer: Callable[[], list[ServerObject]]) -> S
     try:
         return utils.InferenceResponse(output_tensors=answer())
     except UcsegError as error:
-        return refused(utils, error)
-
-
-def refused(utils: ServerObject, error: UcsegError) -> ServerObject:
-    """A response that says what a command line would say, with Triton's code for it."""
-    code = getattr(utils.TritonError, error.triton_code)
-    return utils.InferenceResponse(error=utils.TritonError(f"{error.code} {error}", code))
+        # What a command line would say, with Triton's code for it.
+        code = getattr(utils.TritonError, error.triton_code)
+        return utils.InferenceResponse(error=utils.TritonError(f"{error.code} {error}", code))

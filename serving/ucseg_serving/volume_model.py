@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -31,8 +32,8 @@ from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.preprocess import model_grid_of
 from ucseg_runtime.segmentation import EngineInfo, Segmentation
 from ucseg_runtime.volume import Volume
-from ucseg_serving.bls_backend import BlsBackend
-from ucseg_serving.config_pbtxt import MAX_BATCH_PARAMETER, MEMORY_PARAMETER, VOLUME_OVER_PARAMETER
+from ucseg_serving.bls_backend import BlsBackend, Route
+from ucseg_serving.config_pbtxt import IN_FLIGHT_PARAMETER, MEMORY_PARAMETER, TILES_PARAMETER, VOLUME_OVER_PARAMETER
 from ucseg_serving.server_arrays import ServerObject, array_from_tensor, tensor_from_array
 from ucseg_serving.server_metrics import VolumeMetrics
 from ucseg_serving.server_models import answered, backend_utils, settings_from_args
@@ -57,7 +58,9 @@ class VolumeModel:
         self._utils = backend_utils()
         settings = settings_from_args(args, VOLUME_MODEL)
         self._spec = manifest_from_json((settings.model_folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-        self._over = settings.parameters[VOLUME_OVER_PARAMETER]
+        tiles, in_flight = (int(settings.parameters[name]) for name in (TILES_PARAMETER, IN_FLIGHT_PARAMETER))
+        senders = ThreadPoolExecutor(in_flight, thread_name_prefix="tiles")
+        self._route = Route(settings.parameters[VOLUME_OVER_PARAMETER], tiles, senders)
         self._memory_bytes = int(settings.parameters[MEMORY_PARAMETER])
         self._metrics = VolumeMetrics(self._utils)
         engine = EngineInfo(
@@ -67,12 +70,15 @@ class VolumeModel:
             device=settings.parameters[DEVICE],
             proven=settings.parameters[PROVEN] == "true",
         )
-        tiles = int(settings.parameters[MAX_BATCH_PARAMETER])
-        self._info = BackendInfo(engine, batch_atol=0.0, parallel_tiles=tiles)
+        self._info = BackendInfo(engine, batch_atol=0.0, parallel_tiles=tiles * in_flight)
 
     def execute(self, requests: Sequence[ServerObject]) -> list[ServerObject]:
         """Answer one request after the other; what cannot be segmented fails alone."""
         return [answered(self._utils, partial(self._answer, request)) for request in requests]
+
+    def finalize(self) -> None:
+        """End the threads."""
+        self._route.senders.shutdown()
 
     def _answer(self, request: ServerObject) -> list[ServerObject]:
         try:
@@ -105,7 +111,7 @@ class VolumeModel:
             if request.is_cancelled():
                 raise RequestCancelledError("the request was cancelled.")
 
-        return BlsBackend(self._utils, self._spec, self._info, self._over, check_wanted)
+        return BlsBackend(self._utils, self._spec, self._info, self._route, check_wanted)
 
     def _tensors(self, result: Segmentation) -> list[ServerObject]:
         scaled = np.rint(result.uncertainty * np.float32(UNCERTAINTY_STEPS)).astype(np.uint16)

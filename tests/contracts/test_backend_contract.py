@@ -61,7 +61,7 @@ class TritonCase:
     precision: PrecisionChoice = "f32"
     atol: float = 2e-6
     engine_name: str = "triton-openvino"
-    parallel_tiles: int = 4  # two requests in flight of two tiles each
+    parallel_tiles: int = 2  # requests in flight, of one tile each on a processor
 
     def open(self, model: Model, request: pytest.FixtureRequest) -> AbstractContextManager[Backend]:
         served: ServedPhantom = request.getfixturevalue("served_phantom")

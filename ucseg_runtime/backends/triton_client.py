@@ -123,7 +123,8 @@ def open_triton_backend(model: Model, server: TritonServer, *, gate: bool) -> It
         ServerGroup(server, logits_model(spec).name, checker(model, logits_model(spec), gate=gate)) as logits,
     ):
         address, description = tiles.describe()
-        batch = description.max_batch
+        # A processor computes the tiles of one request one after the other, those of several at the same time.
+        batch = 1 if description.parameters[DEVICE] == "CPU" else description.max_batch
         info = BackendInfo(
             engine=engine_of(description),
             batch_atol=0.0,
