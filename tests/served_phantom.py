@@ -38,5 +38,5 @@ def serve_phantom(
     model = load_model(proven(PHANTOM.write(folder / "phantom")))
     request = WeightsRequest("openvino", "f32", True, folder)
     options = options or ServingOptions(volume_memory_gb=1.0)
-    with serving(model, request, options, local or LocalOptions()) as server:
+    with serving(model, request, options, local or LocalOptions(stop_timeout_s=5.0)) as server:
         yield ServedPhantom(model, server)

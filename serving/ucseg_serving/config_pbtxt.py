@@ -26,6 +26,13 @@ from ucseg_runtime.backends.triton_tensors import (
 )
 from ucseg_runtime.errors import BackendUnavailableError
 from ucseg_runtime.manifest import STAGES, ModelSpec
+from ucseg_serving.server_models import (
+    GRAPH_PARAMETER,
+    IN_FLIGHT_PARAMETER,
+    MEMORY_PARAMETER,
+    TILES_PARAMETER,
+    VOLUME_OVER_PARAMETER,
+)
 from ucseg_serving.serving_options import Served, ServingOptions, Target
 
 try:
@@ -38,12 +45,6 @@ except ImportError as error:
 
 Message: TypeAlias = Any
 """A protobuf message; its generated class carries no types."""
-
-GRAPH_PARAMETER = "ucseg_graph"
-VOLUME_OVER_PARAMETER = "ucseg_volume_over"
-TILES_PARAMETER = "ucseg_tiles_per_request"
-IN_FLIGHT_PARAMETER = "ucseg_requests_in_flight"
-MEMORY_PARAMETER = "ucseg_request_memory_bytes"
 
 _HEADER = "# Written by ucseg-serve from the manifest of the model. Do not edit: change the table and write it again.\n"
 _BACKENDS: Mapping[Target, str] = {"cpu": "python", "onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}

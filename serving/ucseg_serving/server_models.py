@@ -11,6 +11,12 @@ from pathlib import Path
 from ucseg_runtime.errors import UcsegError
 from ucseg_serving.server_arrays import ServerObject
 
+GRAPH_PARAMETER = "ucseg_graph"
+VOLUME_OVER_PARAMETER = "ucseg_volume_over"
+TILES_PARAMETER = "ucseg_tiles_per_request"
+IN_FLIGHT_PARAMETER = "ucseg_requests_in_flight"
+MEMORY_PARAMETER = "ucseg_request_memory_bytes"
+
 MODEL_FOLDER = "model"
 """Folder within that of the volume model that holds the ucseg model folder, for all models of a repository."""
 

@@ -17,9 +17,8 @@ from ucseg_runtime.backends.triton_tensors import ENGINE, ENGINE_VERSION, PRECIS
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import EngineMismatchError, InputError
 from ucseg_runtime.model_folder import Model, load_model
-from ucseg_serving.config_pbtxt import GRAPH_PARAMETER
 from ucseg_serving.server_arrays import ServerObject, array_from_tensor, tensor_from_array
-from ucseg_serving.server_models import ModelSettings, answered, backend_utils, settings_from_args
+from ucseg_serving.server_models import GRAPH_PARAMETER, ModelSettings, answered, backend_utils, settings_from_args
 
 Tensors = Mapping[str, Float32Array]
 

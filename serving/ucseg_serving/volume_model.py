@@ -33,10 +33,17 @@ from ucseg_runtime.preprocess import model_grid_of
 from ucseg_runtime.segmentation import EngineInfo, Segmentation
 from ucseg_runtime.volume import Volume
 from ucseg_serving.bls_backend import BlsBackend, Route
-from ucseg_serving.config_pbtxt import IN_FLIGHT_PARAMETER, MEMORY_PARAMETER, TILES_PARAMETER, VOLUME_OVER_PARAMETER
 from ucseg_serving.server_arrays import ServerObject, array_from_tensor, tensor_from_array
 from ucseg_serving.server_metrics import VolumeMetrics
-from ucseg_serving.server_models import answered, backend_utils, settings_from_args
+from ucseg_serving.server_models import (
+    IN_FLIGHT_PARAMETER,
+    MEMORY_PARAMETER,
+    TILES_PARAMETER,
+    VOLUME_OVER_PARAMETER,
+    answered,
+    backend_utils,
+    settings_from_args,
+)
 
 _BYTES_PER_SOURCE_VOXEL = 16
 _BYTES_PER_MODEL_VOXEL_AND_CHANNEL = 8
@@ -100,6 +107,8 @@ class VolumeModel:
                 "expected one.",
                 code="UCSEG-E126",
             )
+        if found[AFFINE] is None:
+            raise InputError(f"the request has no {AFFINE} (float64, 4 x 4).", code="UCSEG-E126")
         voxels = array_from_tensor(sent[0])
         z, y, x = voxels.shape
         # A copy of the affine: the request's own memory goes with the request.
