@@ -80,11 +80,12 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
 
     Raises:
         RepositoryError: No server would work on the repository.
-        BackendError: The server ended before it was ready; the message has the last errors of its log.
+        BackendError: A port is taken, or the server ended before it was ready; the message has the last errors of its
+            log.
         ServerTimeoutError: The server was not ready in time.
     """
     check_repository(repository)
-    ports = [port or _free_port() for port in (options.http_port, options.grpc_port, options.metrics_port)]
+    ports = [_usable_port(port) for port in (options.http_port, options.grpc_port, options.metrics_port)]
     with tempfile.TemporaryDirectory(prefix="ucseg-serve-") as folder:
         log = Path(folder) / "triton.log"
         regions = f"ucseg_{os.getpid()}_{secrets.token_hex(4)}_"
@@ -97,8 +98,9 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
                 stderr=subprocess.STDOUT,
                 env=_environment(package),
                 start_new_session=True,
-                preexec_fn=_no_core_files,  # noqa: PLW1509  (sets one limit, takes no locks)
             )
+        # A core file of the server would hold pixels.
+        resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
         urls = [f"http://{_LOOPBACK}:{ports[0]}", f"grpc://{_LOOPBACK}:{ports[1]}", f"http://{_LOOPBACK}:{ports[2]}"]
         server = LocalServer(process, urls[0], urls[1], f"{urls[2]}/metrics", log)
         try:
@@ -168,11 +170,6 @@ def _environment(package: ServerPackage) -> dict[str, str]:
     }
 
 
-def _no_core_files() -> None:
-    """A core file of the server would hold pixels."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def _wait_until_ready(server: LocalServer, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -223,7 +220,14 @@ def _remove_regions(prefix: str) -> None:
         region.unlink(missing_ok=True)
 
 
-def _free_port() -> int:
+def _usable_port(wanted: int) -> int:
+    """A port that nobody listens at; what answers there later is then the server that was started."""
     with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_LOOPBACK, wanted))
+        except OSError as error:
+            raise BackendError(
+                f"port {wanted} is taken ({error.strerror}).", hint="Stop what listens there, or choose another port."
+            ) from error
         return int(probe.getsockname()[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ucseg_serving.cli.health import health
 from ucseg_serving.cli.local import install_local, local
 from ucseg_serving.cli.repository import repository, template
 
@@ -17,6 +18,7 @@ app.command()(repository)
 app.command()(template)
 app.command("install-local")(install_local)
 app.command()(local)
+app.command()(health)
 
 
 @app.callback()

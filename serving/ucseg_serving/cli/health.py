@@ -1,0 +1,34 @@
+"""``ucseg-serve health``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ucseg_runtime.cli.options import GateOption
+from ucseg_runtime.cli.reporting import reported
+from ucseg_serving.cli.options import ModelArgument
+
+_URL = typer.Option("--url", help="Server, such as grpc://127.0.0.1:8001.")
+_TIMEOUT = typer.Option("--timeout", min=0.1, help="Seconds within which each answer must come.")
+_CA = typer.Option("--tls-ca", help="PEM file of who may have signed the server's certificate.")
+
+
+def health(
+    model: ModelArgument,
+    url: Annotated[str, _URL] = "grpc://127.0.0.1:8001",
+    timeout: Annotated[float, _TIMEOUT] = 30.0,
+    gate: GateOption = True,
+    tls_ca: Annotated[Path | None, _CA] = None,
+) -> None:
+    """Let a server segment a few voxels, tile by tile and as a volume: Triton's own health does not see dead models."""
+    with reported(as_json=False):
+        from ucseg_runtime.model_folder import load_model
+        from ucseg_runtime.server_options import TlsFiles, TritonServer, server_address
+        from ucseg_serving.health import check_server
+
+        server = TritonServer((server_address(url),), timeout_s=timeout, tls=TlsFiles(tls_ca))
+        for name, seconds in check_server(load_model(model), server, gate=gate).items():
+            typer.echo(f"{name}: ok, {seconds:.2f} s")

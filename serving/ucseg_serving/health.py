@@ -1,0 +1,38 @@
+"""Whether a server really answers: a small volume goes through every path that clients use."""
+
+from __future__ import annotations
+
+import time
+
+from ucseg_runtime.backends.opening import open_backend
+from ucseg_runtime.backends.triton_tensors import TILES_MODEL, VOLUME_MODEL
+from ucseg_runtime.backends.triton_volume import canary, segment_on_server
+from ucseg_runtime.config import InferenceOptions
+from ucseg_runtime.model_folder import Model
+from ucseg_runtime.pipeline import segment_volume
+from ucseg_runtime.server_options import TritonServer
+
+
+def check_server(model: Model, server: TritonServer, *, gate: bool) -> dict[str, float]:
+    """Segment a few voxels in tile mode and in volume mode.
+
+    Args:
+        model: Model folder here; the server must hold the same.
+        server: Addresses and limits.
+        gate: Whether the server's engine must have passed the accuracy gate.
+
+    Returns:
+        Seconds that each model took, by its name.
+
+    Raises:
+        BackendError: A model does not answer.
+        EngineMismatchError, AccuracyGateError: The server holds another model, or one whose engine is not proven.
+    """
+    volume = canary(model.manifest)
+    options = InferenceOptions(gate=gate, server=server)
+    started = time.perf_counter()
+    with open_backend(model, options) as backend:
+        segment_volume(volume, model.manifest, backend, options)
+    tiles_done = time.perf_counter()
+    segment_on_server(volume, model, server, gate=gate, keep_probabilities=False)
+    return {TILES_MODEL: tiles_done - started, VOLUME_MODEL: time.perf_counter() - tiles_done}
