@@ -96,10 +96,11 @@ def _graph_config(key: str, spec: ModelSpec, inputs: Sequence[str], options: Ser
     config.dynamic_batching.preferred_batch_size.append(options.max_batch)
     config.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
     _limit_queue(config, options.tile_timeout_s, options)
-    for batch_size in sorted({1, options.max_batch}):
-        _add_warm_up(config, model, batch_size)
+    _add_warm_up(config, model, 1)
     if options.target == "cpu":
         config.parameters[GRAPH_PARAMETER].string_value = key
+    elif options.max_batch > 1:
+        _add_warm_up(config, model, options.max_batch)
     return config
 
 

@@ -7,12 +7,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ucseg_runtime.model_folder import Model
+from ucseg_runtime.backends.triton_tensors import VOLUME_MODEL
+from ucseg_runtime.model_folder import Model, load_model
 from ucseg_serving.local_server import LocalOptions, LocalServer, running_server
-from ucseg_serving.repository import write_repository
+from ucseg_serving.repository import CONFIG_NAME, write_repository
 from ucseg_serving.server_package import install_server
 from ucseg_serving.serving_options import ServingOptions
 from ucseg_serving.weights import WeightsRequest, weights_for
+
+
+@contextmanager
+def serve(folder: Path, request: WeightsRequest, options: ServingOptions, local: LocalOptions) -> Iterator[LocalServer]:
+    """Serve a model folder, or a repository as it is; see `serving`."""
+    if (folder / VOLUME_MODEL / CONFIG_NAME).is_file():
+        with running_server(install_server(), folder, local) as server:
+            yield server
+    else:
+        with serving(load_model(folder), request, options, local) as server:
+            yield server
 
 
 @contextmanager

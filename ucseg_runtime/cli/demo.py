@@ -7,15 +7,24 @@ from pathlib import Path
 
 import typer
 
-from ucseg_runtime.cli.options import EngineOption, JsonOption, OutOption, OverwriteOption
+from ucseg_runtime.cli.options import JsonOption, OutOption, OverwriteOption
 from ucseg_runtime.cli.reporting import reported
 from ucseg_runtime.cli.segment import run_and_report
+from ucseg_runtime.cli.server_options import (
+    EngineOrServerOption,
+    ServerArguments,
+    TritonModeOption,
+    UrlOption,
+    split_engine,
+)
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 
 
 def demo(
     out: OutOption = Path("demo-output"),
-    engine: EngineOption = "auto",
+    engine: EngineOrServerOption = "auto",
+    url: UrlOption = None,
+    triton_mode: TritonModeOption = "tile",
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -23,13 +32,14 @@ def demo(
     with reported(as_json):
         from ucseg_runtime.packaged_data import write_demo_study
 
+        local, server = split_engine(engine, ServerArguments(url or [], triton_mode))
         with tempfile.TemporaryDirectory() as folder:
             write_demo_study(Path(folder))
             run_and_report(
                 Path(folder),
                 out,
                 None,
-                InferenceOptions(engine=engine),
+                InferenceOptions(engine=local, server=server),
                 OutputOptions(overwrite=overwrite),
                 None,
                 as_json,

@@ -17,7 +17,7 @@ _CA = typer.Option("--tls-ca", help="PEM file of who may have signed the server'
 
 
 def health(
-    model: ModelArgument,
+    model: ModelArgument = None,
     url: Annotated[str, _URL] = "grpc://127.0.0.1:8001",
     timeout: Annotated[float, _TIMEOUT] = 30.0,
     gate: GateOption = True,
@@ -25,10 +25,10 @@ def health(
 ) -> None:
     """Let a server segment a few voxels, tile by tile and as a volume: Triton's own health does not see dead models."""
     with reported(as_json=False):
-        from ucseg_runtime.model_folder import load_model
+        from ucseg_runtime.model_folder import default_model_folder, load_model
         from ucseg_runtime.server_options import TlsFiles, TritonServer, server_address
         from ucseg_serving.health import check_server
 
         server = TritonServer((server_address(url),), timeout_s=timeout, tls=TlsFiles(tls_ca))
-        for name, seconds in check_server(load_model(model), server, gate=gate).items():
+        for name, seconds in check_server(load_model(model or default_model_folder()), server, gate=gate).items():
             typer.echo(f"{name}: ok, {seconds:.2f} s")

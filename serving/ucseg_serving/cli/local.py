@@ -12,7 +12,7 @@ from ucseg_runtime.cli.reporting import reported
 from ucseg_serving.cli.options import (
     InstancesOption,
     MaxBatchOption,
-    ModelArgument,
+    ServableArgument,
     ServedEngineOption,
     ServedPrecisionOption,
     VolumeMemoryOption,
@@ -35,7 +35,7 @@ def install_local() -> None:
 
 
 def local(
-    model: ModelArgument,
+    model: ServableArgument = None,
     engine: ServedEngineOption = "auto",
     precision: ServedPrecisionOption = "f32",
     gate: GateOption = True,
@@ -48,18 +48,18 @@ def local(
     shared_memory: Annotated[bool, _SHARED] = False,
     ready_timeout: Annotated[float, _TIMEOUT] = 120.0,
 ) -> None:
-    """Serve a model folder with a real Triton server on this machine's loopback, on the processor, until Ctrl-C."""
+    """Serve a model folder, or a repository as it is, with Triton on this machine's loopback, until Ctrl-C."""
     with reported(as_json=False):
-        from ucseg_runtime.model_folder import load_model
+        from ucseg_runtime.model_folder import default_model_folder
         from ucseg_serving.local_server import LocalOptions, server_ended
-        from ucseg_serving.local_service import serving
+        from ucseg_serving.local_service import serve
         from ucseg_serving.serving_options import ServingOptions
         from ucseg_serving.weights import WeightsRequest
 
         options = ServingOptions(max_batch=max_batch, instances=instances, volume_memory_gb=volume_memory)
         ports = LocalOptions(http_port, grpc_port, metrics_port, shared_memory, ready_timeout)
         request = WeightsRequest(engine, precision, gate, Path())
-        with serving(load_model(model), request, options, ports) as server:
+        with serve(model or default_model_folder(), request, options, ports) as server:
             typer.echo(f"ready: {server.grpc_url} {server.http_url} metrics {server.metrics_url}")
             try:
                 server.process.wait()

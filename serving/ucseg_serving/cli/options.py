@@ -9,7 +9,13 @@ import typer
 
 from ucseg_runtime.config import EngineChoice
 
-ModelArgument = Annotated[Path, typer.Argument(help="Model folder.")]
+ModelArgument = Annotated[
+    Path | None, typer.Argument(help="Model folder; the shipped demo model when not given.", show_default=False)
+]
+ServableArgument = Annotated[
+    Path | None,
+    typer.Argument(help="Model folder, or repository; the shipped demo model when not given.", show_default=False),
+]
 MaxBatchOption = Annotated[int, typer.Option("--max-batch", min=1, help="Most tiles of a request.")]
 InstancesOption = Annotated[int, typer.Option("--instances", min=1, help="Copies of each stage that run at once.")]
 ServedEngineOption = Annotated[EngineChoice, typer.Option("--engine", help="Engine of the cpu target.")]

@@ -27,8 +27,8 @@ _OVERWRITE = typer.Option("--overwrite", help="Replace a repository that is ther
 
 
 def repository(
-    model: ModelArgument,
     out: Annotated[Path, _OUT],
+    model: ModelArgument = None,
     target: Annotated[Literal["tensorrt", "onnxruntime", "cpu"], _TARGET] = "cpu",
     engine: ServedEngineOption = "auto",
     precision: ServedPrecisionOption = "f32",
@@ -43,7 +43,7 @@ def repository(
 ) -> None:
     """Write a Triton model repository with artifacts that passed the accuracy gate, and check that it fits together."""
     with reported(as_json=False):
-        from ucseg_runtime.model_folder import load_model
+        from ucseg_runtime.model_folder import default_model_folder, load_model
         from ucseg_runtime.packaged_data import cache_folder
         from ucseg_serving.repository import write_repository
         from ucseg_serving.serving_options import ServingOptions
@@ -57,7 +57,7 @@ def repository(
             triton_version=_version(triton_version),
             volume_over=volume_over,
         )
-        loaded = load_model(model)
+        loaded = load_model(model or default_model_folder())
         request = WeightsRequest(engine, precision, gate, engines or cache_folder() / "engines")
         weights = weights_for(loaded, request, options)
         write_repository(loaded, weights, options, out, overwrite=overwrite)
@@ -70,15 +70,15 @@ def repository(
             typer.echo("note: this target has never run on a GPU; its configuration alone was checked", err=True)
 
 
-def template(model: ModelArgument, out: Annotated[Path, _OUT]) -> None:
+def template(out: Annotated[Path, _OUT], model: ModelArgument = None) -> None:
     """Write the text files of the cpu target without weights, as the sources of ucseg hold them for the demo model."""
     with reported(as_json=False):
-        from ucseg_runtime.model_folder import load_model
+        from ucseg_runtime.model_folder import default_model_folder, load_model
         from ucseg_serving.repository import repository_texts
         from ucseg_serving.serving_options import ServingOptions
         from ucseg_serving.weights import committed_weights
 
-        loaded = load_model(model)
+        loaded = load_model(model or default_model_folder())
         for path, text in repository_texts(loaded, committed_weights(loaded).served, ServingOptions()).items():
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).write_text(text, encoding="utf-8")
