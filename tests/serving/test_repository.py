@@ -233,7 +233,7 @@ def many_instances(config: Any) -> None:
         pytest.param("ucseg_subnet_b", rename_tensor, "differ in the output LOGITS_B", id="tensor of another name"),
         pytest.param("ucseg_upg", other_shape, r"LOGITS_A is TYPE_FP32 \[3, 8, 12, 16\].*\[3, 9, 12, 16\]", id="shape"),
         pytest.param("ucseg_decode", other_type, "PROBABILITIES is TYPE_FP16.*expected TYPE_FP32", id="type"),
-        pytest.param("ucseg_upg", smaller_batch, "takes 2 tiles; its step ucseg_upg takes 1", id="batch"),
+        pytest.param("ucseg_upg", smaller_batch, "takes 4 tiles; its step ucseg_upg takes 1", id="batch"),
         pytest.param("ucseg_merged", other_model, "ucseg_model_digest is 0000", id="another model folder"),
         pytest.param("ucseg_merged", huge_batch, "a gRPC message holds 2.1 GB", id="message"),
         pytest.param("ucseg_merged", many_instances, "GB of memory", id="memory"),

@@ -6,9 +6,11 @@ import http.client
 import importlib
 import json
 import queue
+import socket
 import ssl
-import time
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,6 @@ from ucseg_runtime.server_options import ServerAddress, TlsFiles, TritonServer
 
 _REPEATABLE = frozenset({429, 499, 502, 503, 504})
 _HEADER_LENGTH = "Inference-Header-Content-Length"
-_READ_BYTES = 1 << 20
 
 
 class HttpConnection:
@@ -89,24 +90,26 @@ class HttpConnection:
     def _exchange(
         self, method: str, path: str, body: bytes, headers: Mapping[str, str], timeout_s: float
     ) -> tuple[http.client.HTTPMessage, bytes]:
-        deadline = time.monotonic() + timeout_s
         connection = self._connection(timeout_s)
-        try:
-            connection.request(method, path, body=body or None, headers={**self._headers, **headers})
-            answer = connection.getresponse()
-            content = _read_until(connection, answer, deadline)
-        except TimeoutError as error:
+        with _time_limit(connection, timeout_s) as over:
+            try:
+                connection.request(method, path, body=body or None, headers={**self._headers, **headers})
+                answer = connection.getresponse()
+                content = answer.read()
+            except ssl.SSLCertVerificationError as error:
+                connection.close()
+                raise BackendUnavailableError(
+                    f"the certificate of {self._address} is not trusted: {error.verify_message}.",
+                    hint="Name its authority with --tls-ca.",
+                ) from error
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                if over.is_set() or isinstance(error, TimeoutError):
+                    raise TransientError(f"no answer within {timeout_s:.1f} s", timed_out=True) from error
+                raise TransientError(f"{type(error).__name__}: {error}") from error
+        if over.is_set():  # a connection that is broken in the headers looks like an empty answer
             connection.close()
-            raise TransientError(f"no answer within {timeout_s:.1f} s", timed_out=True) from error
-        except ssl.SSLCertVerificationError as error:
-            connection.close()
-            raise BackendUnavailableError(
-                f"the certificate of {self._address} is not trusted: {error.verify_message}.",
-                hint="Name its authority with --tls-ca.",
-            ) from error
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise TransientError(f"{type(error).__name__}: {error}") from error
+            raise TransientError(f"no answer within {timeout_s:.1f} s", timed_out=True)
         self._idle.put(connection)
         if answer.status != http.client.OK:
             raise failure(_message(answer.status, content), repeatable=answer.status in _REPEATABLE)
@@ -131,23 +134,28 @@ class HttpConnection:
         return tensor
 
 
-def _read_until(connection: http.client.HTTPConnection, answer: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The body of an answer; a time limit on each read alone would let a slow server take for ever."""
-    parts = []
-    while True:
-        remaining = deadline - time.monotonic()
-        if remaining <= 0.0:
-            raise TimeoutError
+@contextmanager
+def _time_limit(connection: http.client.HTTPConnection, seconds: float) -> Iterator[threading.Event]:
+    """Break a connection when the time is over; the event is set then.
+
+    The time limit of a socket is one for each read alone: a server that sends a byte a second would take for ever.
+    """
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
         if connection.sock is not None:
-            connection.sock.settimeout(remaining)
-        part = answer.read1(_READ_BYTES)
-        if not part:
-            break
-        parts.append(part)
-    if answer.length:
-        raise http.client.IncompleteRead(b"", answer.length)
-    answer.read()  # nothing is left, but only this tells the connection so
-    return b"".join(parts)
+            with suppress(OSError):  # it is closed already
+                # Not the method of an encrypted socket, which would tear down what another thread reads from.
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
 
 
 def _message(status: int, content: bytes) -> str:

@@ -1,0 +1,421 @@
+"""Requests to servers that fail in every way: what is repeated, where, and until when. No server is needed."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trustme
+
+from ucseg_runtime.backends import triton_calls
+from ucseg_runtime.backends.triton_calls import ServerGroup
+from ucseg_runtime.backends.triton_connection import (
+    AnyArray,
+    Call,
+    ModelDescription,
+    TransientError,
+    check_answer,
+    check_size,
+    failure,
+)
+from ucseg_runtime.backends.triton_http import HttpConnection
+from ucseg_runtime.backends.triton_tensors import TritonTensor
+from ucseg_runtime.errors import (
+    BackendError,
+    BackendUnavailableError,
+    EngineMismatchError,
+    InputError,
+    ServerTimeoutError,
+)
+from ucseg_runtime.server_options import ServerAddress, TlsFiles, TritonServer, server_address
+
+FIRST, SECOND = ServerAddress("grpc", "127.0.0.1", 1), ServerAddress("grpc", "127.0.0.1", 2)
+OUTPUT = TritonTensor("OUT", "FP32", (2, 3))
+CALL = Call("model", {"IN": np.zeros((2, 3), dtype=np.float32)}, (OUTPUT,))
+ANSWER = {"OUT": np.ones((2, 3), dtype=np.float32)}
+DESCRIPTION = ModelDescription((), (OUTPUT,), 4, {})
+
+TOKEN = "-".join(["made", "up"])
+Script = list[Exception | float]
+
+
+class FakeConnection:
+    """Fails as the script says, then answers; a number is a time that an answer takes."""
+
+    def __init__(self, script: Script, description: ModelDescription = DESCRIPTION) -> None:
+        self.script = script
+        self.description = description
+        self.asked: list[str] = []
+        self.timeouts: list[float] = []
+
+    def describe(self, model: str, timeout_s: float) -> ModelDescription:
+        self.asked.append("describe")
+        return self.description
+
+    def infer(self, call: Call, timeout_s: float) -> Mapping[str, AnyArray]:
+        self.asked.append("infer")
+        self.timeouts.append(timeout_s)
+        step = self.script.pop(0) if self.script else 0.0
+        if isinstance(step, Exception):
+            raise step
+        if step > timeout_s:
+            time.sleep(timeout_s)
+            raise TransientError("no answer", timed_out=True)
+        return ANSWER
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ServerGroup]:
+    def build(
+        connections: dict[ServerAddress, FakeConnection],
+        timeout_s: float = 5.0,
+        check: Callable[[ModelDescription], None] = lambda description: None,
+    ) -> ServerGroup:
+        monkeypatch.setattr(triton_calls, "_connect", lambda address, server: connections[address])
+        return ServerGroup(TritonServer(tuple(connections), timeout_s=timeout_s), "model", check)
+
+    return build
+
+
+def test_a_transient_failure_is_repeated_after_the_server_was_checked_again(group: Callable[..., ServerGroup]) -> None:
+    connection = FakeConnection([TransientError("reset"), TransientError("reset")])
+    assert group({FIRST: connection}).infer(CALL) is ANSWER
+    assert connection.asked == ["describe", "infer"] * 3
+
+
+def test_a_server_is_checked_once_as_long_as_it_answers(group: Callable[..., ServerGroup]) -> None:
+    connection = FakeConnection([])
+    servers = group({FIRST: connection})
+    for _ in range(3):
+        servers.infer(CALL)
+    assert connection.asked == ["describe", "infer", "infer", "infer"]
+
+
+@pytest.mark.parametrize("error", [InputError("refused"), BackendError("failed")])
+def test_a_refusal_is_never_repeated(group: Callable[..., ServerGroup], error: Exception) -> None:
+    connection, other = FakeConnection([error]), FakeConnection([])
+    with pytest.raises(type(error), match=str(error)):
+        group({FIRST: connection, SECOND: other}).infer(CALL)
+    assert connection.asked == ["describe", "infer"]
+    assert other.asked == []
+
+
+def test_the_next_server_is_asked_at_once_and_stays_in_use(group: Callable[..., ServerGroup]) -> None:
+    dead, living = FakeConnection([TransientError("refused")] * 9), FakeConnection([])
+    servers = group({FIRST: dead, SECOND: living})
+    started = time.monotonic()
+    servers.infer(CALL)
+    servers.infer(CALL)
+    assert time.monotonic() - started < 0.5
+    assert dead.asked == ["describe", "infer"]
+    assert living.asked == ["describe", "infer", "infer"]
+
+
+def test_a_server_that_hangs_leaves_time_for_the_next(group: Callable[..., ServerGroup]) -> None:
+    hanging, living = FakeConnection([60.0]), FakeConnection([])
+    assert group({FIRST: hanging, SECOND: living}, timeout_s=1.0).infer(CALL) is ANSWER
+    assert hanging.timeouts[0] <= 0.5
+
+
+def test_the_time_limit_holds_for_all_attempts_together(group: Callable[..., ServerGroup]) -> None:
+    connection = FakeConnection([TransientError("refused")] * 100)
+    started = time.monotonic()
+    with pytest.raises(
+        BackendError, match=r"no answer after \d+ attempts .* from grpc://127.0.0.1:1: refused"
+    ) as caught:
+        group({FIRST: connection}, timeout_s=1.0).infer(CALL)
+    assert time.monotonic() - started <= 1.1
+    assert isinstance(caught.value.__cause__, TransientError)
+    with pytest.raises(ServerTimeoutError) as late:
+        group({FIRST: FakeConnection([60.0])}, timeout_s=0.3).infer(CALL)
+    assert (late.value.code, late.value.exit_code) == ("UCSEG-E143", 5)
+
+
+def test_a_server_that_comes_back_with_another_model_is_refused(group: Callable[..., ServerGroup]) -> None:
+    connection = FakeConnection([TransientError("reset")])
+
+    def check(description: ModelDescription) -> None:
+        if connection.asked.count("describe") > 1:
+            raise EngineMismatchError("another model")
+
+    with pytest.raises(EngineMismatchError, match="another model"):
+        group({FIRST: connection}, check=check).infer(CALL)
+    assert connection.asked == ["describe", "infer", "describe"]
+
+
+@pytest.mark.parametrize(
+    ("message", "repeatable", "kind", "code"),
+    [
+        ("[request id: 1] UCSEG-E118 the affine is wrong. Fix it.", False, InputError, "UCSEG-E118"),
+        ("in ensemble 'ucseg_tiles', UCSEG-E140 openvino failed on a tile.", True, BackendError, "UCSEG-E140"),
+        ("UCSEG-E140 ucseg_merged failed on a tile: Stub process 'x' is not healthy.", False, TransientError, ""),
+        ("Exceeds maximum queue size", False, TransientError, ""),
+        ("Request timeout expired", False, TransientError, ""),
+        ("Socket closed", True, TransientError, ""),
+        ("unexpected shape for input 'IMAGE'", False, BackendError, "UCSEG-E140"),
+    ],
+)
+def test_what_a_server_says_decides_whether_to_repeat(
+    message: str, repeatable: bool, kind: type[Exception], code: str
+) -> None:
+    error = failure(message, repeatable=repeatable)
+    assert type(error) is kind
+    assert getattr(error, "code", "") == code
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, {"OUT": np.zeros((3, 2), dtype=np.float32)}, {"OUT": np.zeros((2, 3), dtype=np.float64)}]
+)
+def test_an_answer_of_another_name_shape_or_type_is_an_error(answer: dict[str, AnyArray]) -> None:
+    with pytest.raises(BackendError, match="model answered OUT with"):
+        check_answer(CALL, answer)
+
+
+def test_what_no_message_can_carry_is_refused_before_it_is_sent() -> None:
+    huge = np.broadcast_to(np.float32(0.0), (600, 1024, 1024))
+    with pytest.raises(InputError, match="a request of 2.5 GB"):
+        check_size(Call("ucseg_volume", {"VOLUME_FLOAT": huge}, ()))
+    with pytest.raises(InputError, match="its answer of 2.5 GB"):
+        check_size(Call("model", {}, (TritonTensor("OUT", "FP32", huge.shape),)))
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("grpc://a:1", "grpc://a:1"),
+        ("grpcs://a", "grpcs://a:8001"),
+        ("http://127.0.0.1", "http://127.0.0.1:8000"),
+        ("https://[::1]:9", "https://[::1]:9"),
+    ],
+)
+def test_urls_are_understood(url: str, expected: str) -> None:
+    assert str(server_address(url)) == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["", "a:1", "ftp://a", "grpc://", "http://a/v2", "grpc://a:x", "http://u:p@a", "http://a?b=c"]
+)
+def test_other_urls_are_refused_with_what_was_expected(url: str) -> None:
+    with pytest.raises(BackendUnavailableError, match="SCHEME://HOST:PORT"):
+        server_address(url)
+
+
+def test_a_token_goes_over_tls_or_loopback_only() -> None:
+    with pytest.raises(BackendUnavailableError, match="unencrypted"):
+        TritonServer((server_address("grpc://hospital.example"),), token=TOKEN)
+    for url in ("grpcs://hospital.example", "http://127.0.0.1"):
+        assert TOKEN not in repr(TritonServer((server_address(url),), token=TOKEN))
+
+
+def test_shared_memory_with_another_machine_is_refused() -> None:
+    with pytest.raises(BackendUnavailableError, match="another machine"):
+        TritonServer((server_address("grpc://hospital.example"),), shared_memory=True)
+
+
+Answerer = Callable[[socket.socket], None]
+
+
+@pytest.fixture
+def answering() -> Iterator[Callable[..., int]]:
+    """Starts one-connection servers that answer with given bytes, and says their ports."""
+    with closing(_Listeners()) as listeners:
+        yield listeners.start
+
+
+class _Listeners:
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def start(self, answer: Answerer, context: ssl.SSLContext | None = None) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets.append(listener)
+        threading.Thread(target=self._serve, args=(listener, answer, context), daemon=True).start()
+        return int(listener.getsockname()[1])
+
+    def close(self) -> None:
+        for listener in self._sockets:
+            listener.close()
+
+    @staticmethod
+    def _serve(listener: socket.socket, answer: Answerer, context: ssl.SSLContext | None) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+                if context is not None:
+                    connection = context.wrap_socket(connection, server_side=True)
+                with connection:
+                    answer(connection)
+            except ssl.SSLError:
+                continue  # the client did not like the certificate, or has none
+            except OSError:
+                return
+
+
+def complete_answer(values: np.ndarray) -> bytes:
+    header = json.dumps(
+        {
+            "model_name": "model",
+            "model_version": "1",
+            "outputs": [
+                {
+                    "name": "OUT",
+                    "datatype": "FP32",
+                    "shape": list(values.shape),
+                    "parameters": {"binary_data_size": values.nbytes},
+                }
+            ],
+        }
+    ).encode()
+    start = (
+        f"HTTP/1.1 200 OK\r\nInference-Header-Content-Length: {len(header)}\r\n"
+        f"Content-Length: {len(header) + values.nbytes}\r\n\r\n"
+    )
+    return start.encode() + header + values.tobytes()
+
+
+def receive_request(connection: socket.socket) -> bytes:
+    """Headers and body of one request."""
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += connection.recv(65536)
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = next(
+        int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")
+    )
+    while len(body) < length:
+        body += connection.recv(65536)
+    return head
+
+
+def infer_at(port: int, timeout_s: float = 10.0, **changes: Any) -> Mapping[str, AnyArray]:
+    """Run the one call at a server of this machine; with TLS where certificates are named."""
+    scheme = "https" if changes else "http"
+    address = server_address(f"{scheme}://localhost:{port}")
+    with closing(HttpConnection(address, TritonServer((address,), **changes))) as connection:
+        return connection.infer(CALL, timeout_s)
+
+
+def test_a_complete_answer_is_read(answering: Callable[..., int]) -> None:
+    def answer(connection: socket.socket) -> None:
+        receive_request(connection)
+        connection.sendall(complete_answer(ANSWER["OUT"]))
+
+    result = infer_at(answering(answer))
+    np.testing.assert_array_equal(result["OUT"], ANSWER["OUT"])
+
+
+def half(connection: socket.socket) -> None:
+    receive_request(connection)
+    whole = complete_answer(ANSWER["OUT"])
+    connection.sendall(whole[: len(whole) - 10])
+
+
+def reset(connection: socket.socket) -> None:
+    receive_request(connection)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def nonsense(connection: socket.socket) -> None:
+    receive_request(connection)
+    connection.sendall(b"\x00\x01\x02 this is no HTTP\r\n\r\n")
+
+
+def overloaded(connection: socket.socket) -> None:
+    receive_request(connection)
+    connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("answer", [half, reset, nonsense, overloaded])
+def test_answers_that_break_off_are_worth_another_attempt(answering: Callable[..., int], answer: Answerer) -> None:
+    with pytest.raises(TransientError):
+        infer_at(answering(answer))
+
+
+def test_an_answer_that_trickles_ends_at_the_deadline(answering: Callable[..., int]) -> None:
+    def answer(connection: socket.socket) -> None:
+        receive_request(connection)
+        for byte in complete_answer(ANSWER["OUT"]):
+            connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+
+    started = time.monotonic()
+    with pytest.raises(TransientError) as caught:
+        infer_at(answering(answer), 1.0)
+    assert caught.value.timed_out
+    assert time.monotonic() - started < 2.0
+
+
+def test_fewer_bytes_than_the_shape_says_are_an_error(answering: Callable[..., int]) -> None:
+    def answer(connection: socket.socket) -> None:
+        receive_request(connection)
+        whole = complete_answer(ANSWER["OUT"])
+        connection.sendall(whole.replace(b'"binary_data_size": 24', b'"binary_data_size": 20'))
+
+    with pytest.raises(BackendError, match="incomplete"):
+        infer_at(answering(answer))
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def server_context(authority: trustme.CA, *, mutual: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    if mutual:
+        authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def test_mutual_tls_and_the_bearer_token_reach_the_server(
+    answering: Callable[..., int], authority: trustme.CA, tmp_path: Path
+) -> None:
+    seen: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        seen.append(receive_request(connection))
+        connection.sendall(complete_answer(ANSWER["OUT"]))
+
+    port = answering(answer, server_context(authority, mutual=True))
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    client = authority.issue_cert("client.example")
+    client.cert_chain_pems[0].write_to_path(tmp_path / "client.pem")
+    client.private_key_pem.write_to_path(tmp_path / "client.key")
+    tls = TlsFiles(tmp_path / "ca.pem", tmp_path / "client.pem", tmp_path / "client.key")
+
+    result = infer_at(port, tls=tls, token=TOKEN)
+
+    np.testing.assert_array_equal(result["OUT"], ANSWER["OUT"])
+    assert f"\r\nAuthorization: Bearer {TOKEN}".encode() in seen[0]
+    with pytest.raises(TransientError):
+        infer_at(port, tls=TlsFiles(tmp_path / "ca.pem"))
+
+
+def test_a_certificate_of_an_unknown_authority_is_refused_at_once(
+    answering: Callable[..., int], authority: trustme.CA, tmp_path: Path
+) -> None:
+    port = answering(lambda connection: None, server_context(authority, mutual=False))
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    with pytest.raises(BackendUnavailableError, match=r"certificate of https://localhost:\d+ is not trusted"):
+        infer_at(port, tls=TlsFiles(tmp_path / "other.pem"))
+
+
+def test_tls_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nothing")
+    with pytest.raises(BackendUnavailableError, match="--tls-ca"):
+        infer_at(1, tls=TlsFiles(tmp_path / "ca.pem"))
