@@ -34,9 +34,9 @@ class ServedPhantom:
 def serve_phantom(
     folder: Path, options: ServingOptions | None = None, local: LocalOptions | None = None
 ) -> Iterator[ServedPhantom]:
-    """Write the phantom below `folder` and serve it on OpenVINO in float32."""
+    """Write the phantom below `folder` and serve it on OpenVINO in float32, with shared memory for clients."""
     model = load_model(proven(PHANTOM.write(folder / "phantom")))
     request = WeightsRequest("openvino", "f32", True, folder)
     options = options or ServingOptions(volume_memory_gb=1.0)
-    with serving(model, request, options, local or LocalOptions(stop_timeout_s=5.0)) as server:
+    with serving(model, request, options, local or LocalOptions(shared_memory=True, stop_timeout_s=5.0)) as server:
         yield ServedPhantom(model, server)

@@ -95,6 +95,7 @@ CASES = [
     pytest.param(Case("onnxruntime", "f32", True, F32_ATOL), id="onnxruntime staged"),
     pytest.param(TritonCase("grpc"), id="triton grpc"),
     pytest.param(TritonCase("http"), id="triton http"),
+    pytest.param(TritonCase("grpc", shared_memory=True), id="triton shared memory"),
 ]
 
 

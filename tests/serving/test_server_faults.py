@@ -123,6 +123,27 @@ def test_the_next_server_takes_over_from_one_that_hangs(service: Service, runnin
             assert backend.infer(tile).probabilities.shape == (1, 3, *PHANTOM.tile_shape)
 
 
+def test_what_changes_or_reveals_the_server_is_closed_to_clients(running: LocalServer) -> None:
+    url = running.http_url
+    for path in ("/v2/repository/models/ucseg_tiles/unload", "/v2/systemsharedmemory/region/x/register"):
+        assert requests.post(url + path, data=b"{}", timeout=10.0).status_code == 403
+    for path in ("/v2/models/ucseg_tiles/stats", "/v2/logging", "/v2/trace/setting", "/v2/systemsharedmemory/status"):
+        assert requests.get(url + path, timeout=10.0).status_code == 403
+
+
+def test_a_client_goes_on_without_shared_memory_where_the_server_allows_none(
+    service: Service, running: LocalServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    tile = np.zeros((1, 1, *PHANTOM.tile_shape), dtype=np.float32)
+    outputs = []
+    for shared_memory in (False, True):
+        remote = replace(service.client("grpc"), shared_memory=shared_memory)
+        with open_backend(service.model, InferenceOptions(server=remote)) as backend:
+            outputs.append(backend.infer(tile).probabilities)
+        assert ("the server allows no shared memory" in caplog.text) == shared_memory
+    np.testing.assert_array_equal(*outputs)
+
+
 def test_a_port_that_is_taken_is_told_before_a_server_starts(service: Service, running: LocalServer) -> None:
     with pytest.raises(BackendError, match=f"port {service.local.http_port} is taken"), service.start():
         pytest.fail("two servers at one port")

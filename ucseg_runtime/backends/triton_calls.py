@@ -21,6 +21,7 @@ from ucseg_runtime.backends.triton_connection import (
 )
 from ucseg_runtime.backends.triton_grpc import GrpcConnection
 from ucseg_runtime.backends.triton_http import HttpConnection
+from ucseg_runtime.backends.triton_shared_memory import SharedMemoryConnection
 from ucseg_runtime.errors import BackendError, BackendUnavailableError, ServerTimeoutError
 from ucseg_runtime.server_options import ServerAddress, TritonServer
 
@@ -157,7 +158,9 @@ def _connect(address: ServerAddress, server: TritonServer) -> Connection:
     if importlib.util.find_spec("tritonclient") is None:
         raise BackendUnavailableError("The triton engine needs the 'triton' extra:", hint="pip install 'ucseg[triton]'")
     if address.scheme in ("grpc", "grpcs"):
-        return GrpcConnection(address, server)
+        return SharedMemoryConnection(address, server) if server.shared_memory else GrpcConnection(address, server)
+    if server.shared_memory:
+        raise BackendUnavailableError("shared memory is offered with gRPC alone.", hint="Use a grpc:// URL.")
     return HttpConnection(address, server)
 
 

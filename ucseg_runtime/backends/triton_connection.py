@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -153,6 +154,11 @@ def check_answer(call: Call, answer: Mapping[str, AnyArray | None]) -> dict[str,
     return checked
 
 
+def tensor_bytes(tensor: TritonTensor) -> int:
+    """Size of a tensor whose sides are all known."""
+    return NUMPY_TYPES[tensor.data_type].itemsize * math.prod(side or 0 for side in tensor.shape)
+
+
 def check_size(call: Call) -> None:
     """Refuse a request or an answer that no message can carry.
 
@@ -160,10 +166,7 @@ def check_size(call: Call) -> None:
         InputError: The message says how large it is.
     """
     sent = sum(values.nbytes for values in call.inputs.values())
-    received = sum(
-        NUMPY_TYPES[item.data_type].itemsize * int(np.prod([side or 1 for side in item.shape], dtype=np.int64))
-        for item in call.outputs
-    )
+    received = sum(tensor_bytes(tensor) for tensor in call.outputs)
     if max(sent, received) > MOST_MESSAGE_BYTES:
         raise InputError(
             f"a request of {sent / 1e9:.1f} GB and its answer of {received / 1e9:.1f} GB: a message holds 2.1 GB.",

@@ -36,10 +36,10 @@ class GrpcConnection:
 
     def __init__(self, address: ServerAddress, server: TritonServer) -> None:
         # Untyped: the package carries no type information for its generated parts.
-        self._package: Any = importlib.import_module("tritonclient.grpc")
+        self.package: Any = importlib.import_module("tritonclient.grpc")
         self._failure: Any = importlib.import_module("tritonclient.utils").InferenceServerException
         tls = server.tls
-        self._client = self._package.InferenceServerClient(
+        self._client = self.package.InferenceServerClient(
             f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}",
             ssl=address.is_encrypted,
             root_certificates=_text(tls.authorities),
@@ -51,35 +51,53 @@ class GrpcConnection:
 
     def describe(self, model: str, timeout_s: float) -> ModelDescription:
         """See `Connection.describe`."""
-        try:
-            answer = self._client.get_model_config(model, headers=self._headers, client_timeout=timeout_s)
-        except self._failure as error:
-            raise self._translated(error) from error
-        return description_from_config(answer.config)
+        return description_from_config(self.asked("get_model_config", timeout_s, model).config)
 
     def infer(self, call: Call, timeout_s: float) -> Mapping[str, AnyArray]:
         """See `Connection.infer`."""
+        result = self.request(
+            call.model,
+            [self._input(name, values) for name, values in call.inputs.items()],
+            [self.package.InferRequestedOutput(tensor.name) for tensor in call.outputs],
+            timeout_s,
+        )
         try:
-            result = self._client.infer(
-                call.model,
-                [self._input(name, values) for name, values in call.inputs.items()],
-                outputs=[self._package.InferRequestedOutput(tensor.name) for tensor in call.outputs],
-                headers=self._headers,
-                client_timeout=timeout_s,
-                timeout=round(timeout_s * 1e6),  # in a queue of the server: nobody waits for it afterwards
-            )
             return check_answer(call, {tensor.name: result.as_numpy(tensor.name) for tensor in call.outputs})
-        except self._failure as error:
-            raise self._translated(error) from error
         except ValueError as error:  # from as_numpy: fewer bytes than the shape says
             raise BackendError(f"the answer of {call.model} is incomplete.") from error
+
+    def request(self, model: str, inputs: list[Any], outputs: list[Any], timeout_s: float) -> Any:  # noqa: ANN401  # untyped package
+        """Run one request with tensors as tritonclient describes them.
+
+        Raises:
+            TransientError, InputError, BackendError: See `Connection.infer`.
+        """
+        return self.asked(
+            "infer",
+            timeout_s,
+            model,
+            inputs,
+            outputs=outputs,
+            timeout=round(timeout_s * 1e6),  # in a queue of the server: nobody waits for it afterwards
+        )
+
+    def asked(self, method: str, timeout_s: float, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  # untyped package
+        """Call a method of tritonclient's client, with its errors as ours.
+
+        Raises:
+            TransientError, InputError, BackendError: See `Connection.infer`.
+        """
+        try:
+            return getattr(self._client, method)(*arguments, headers=self._headers, client_timeout=timeout_s, **options)
+        except self._failure as error:
+            raise self._translated(error) from error
 
     def close(self) -> None:
         """See `Connection.close`."""
         self._client.close()
 
     def _input(self, name: str, values: AnyArray) -> Any:  # noqa: ANN401  # untyped package
-        tensor = self._package.InferInput(name, list(values.shape), TYPE_NAMES[str(values.dtype)])
+        tensor = self.package.InferInput(name, list(values.shape), TYPE_NAMES[str(values.dtype)])
         tensor.set_data_from_numpy(np.ascontiguousarray(values))
         return tensor
 
