@@ -1,0 +1,252 @@
+"""Load and faults on a real Triton server of this machine: every answer is compared, errors are counted by kind.
+
+    python benchmarks/serve_load.py MODEL_DIR --tiles 2000 --tile-clients 16 --volumes 200 --volume-clients 4
+    python benchmarks/serve_load.py MODEL_DIR --tiles 10000 --tile-clients 64 --volumes 0
+    python benchmarks/serve_load.py MODEL_DIR --kills 50 --volumes 40           # the server is killed and started again
+
+The server is started on loopback for the length of the run. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import socket
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from measuring import environment
+from ucseg_runtime.arrays import UInt8Array
+from ucseg_runtime.backends import open_backend
+from ucseg_runtime.backends.triton_volume import segment_on_server
+from ucseg_runtime.config import InferenceOptions
+from ucseg_runtime.errors import UcsegError
+from ucseg_runtime.model_folder import Model, load_model
+from ucseg_runtime.pipeline import segment_volume
+from ucseg_runtime.selftest import phantom
+from ucseg_runtime.server_options import TritonServer, server_address
+from ucseg_runtime.volume import Volume
+from ucseg_serving.local_server import LocalOptions, running_server
+from ucseg_serving.repository import write_repository
+from ucseg_serving.server_package import install_server
+from ucseg_serving.serving_options import ServingOptions
+from ucseg_serving.weights import WeightsRequest, weights_for
+
+_TIMEOUT_S = 300.0
+_SEED = 0
+
+
+@dataclass
+class Outcome:
+    """What became of many requests."""
+
+    right: int = 0
+    wrong: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def note(self, work: Callable[[], bool]) -> None:
+        """Run one request and count it."""
+        started = time.perf_counter()
+        try:
+            right = work()
+        except UcsegError as error:
+            with self.lock:
+                self.errors[f"{error.code} {type(error).__name__}"] += 1
+            return
+        with self.lock:
+            self.right += right
+            self.wrong += not right
+            self.seconds.append(time.perf_counter() - started)
+
+    def as_json(self, wall_s: float) -> dict[str, Any]:
+        """Counts, rate and latencies in s."""
+        quantiles = statistics.quantiles(self.seconds, n=100) if len(self.seconds) > 1 else [0.0] * 99
+        return {
+            "right": self.right,
+            "wrong": self.wrong,
+            "errors": dict(self.errors),
+            "per_second": round(len(self.seconds) / wall_s, 2),
+            "p50_s": round(quantiles[49], 4),
+            "p95_s": round(quantiles[94], 4),
+            "p99_s": round(quantiles[98], 4),
+        }
+
+
+@dataclass(frozen=True)
+class Service:
+    """A repository that servers are started on, always at the same ports."""
+
+    model: Model
+    repository: Path
+    ports: LocalOptions
+
+    def start(self) -> Any:  # noqa: ANN401  (a context manager of a server)
+        """Start a server."""
+        return running_server(install_server(), self.repository, self.ports)
+
+    def client(self, mode: str) -> TritonServer:
+        """Options of one client."""
+        address = server_address(f"grpc://127.0.0.1:{self.ports.grpc_port}")
+        return TritonServer((address,), "volume" if mode == "volume" else "tile", timeout_s=_TIMEOUT_S)
+
+
+def tile_load(service: Service, requests: int, clients: int) -> dict[str, Any]:
+    """Random tiles by so many clients at once; each answer must be that of the embedded engine."""
+    spec = service.model.manifest
+    tiles = np.random.default_rng(_SEED).random((8, spec.channels, *spec.tiling.tile_shape), dtype=np.float32)
+    with open_backend(service.model, InferenceOptions(engine="openvino", precision="f32", gate=False)) as backend:
+        expected = backend.infer(tiles)
+    outcome = Outcome()
+    remaining = iter(range(requests))
+    with ExitStack() as stack:
+        options = InferenceOptions(gate=False, server=service.client("tile"))
+        backends = [stack.enter_context(open_backend(service.model, options)) for _ in range(clients)]
+        lock = threading.Lock()
+
+        def client(backend: Any) -> None:  # noqa: ANN401
+            while True:
+                with lock:
+                    number = next(remaining, None)
+                if number is None:
+                    return
+                place = number % len(tiles)
+
+                def request(place: int = place) -> bool:
+                    answer = backend.infer(tiles[place : place + 1])
+                    return bool(np.array_equal(answer.probabilities[0], expected.probabilities[place]))
+
+                outcome.note(request)
+
+        started = time.perf_counter()
+        with ThreadPoolExecutor(clients) as pool:
+            list(pool.map(client, backends))
+    return outcome.as_json(time.perf_counter() - started)
+
+
+def volume_load(service: Service, requests: int, clients: int) -> dict[str, Any]:
+    """The self-test's phantom by so many clients at once, in volume mode."""
+    volume, _ = phantom()
+    options = InferenceOptions(engine="openvino", precision="f32", gate=False)
+    with open_backend(service.model, options) as backend:
+        embedded_started = time.perf_counter()
+        expected = segment_volume(volume, service.model.manifest, backend, options).label_map
+        embedded_s = time.perf_counter() - embedded_started
+    outcome = Outcome()
+
+    def request() -> bool:
+        server = service.client("volume")
+        found, _ = segment_on_server(volume, service.model, server, gate=False, keep_probabilities=False)
+        return bool(np.array_equal(found.label_map, expected))
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(lambda _: outcome.note(request), range(requests)))
+    return {**outcome.as_json(time.perf_counter() - started), "embedded_s": round(embedded_s, 4)}
+
+
+def kill_load(service: Service, volumes: int, kills: int) -> dict[str, Any]:
+    """Volumes in tile mode, one after the other, while the server is killed and started again so many times."""
+    volume, _ = phantom()
+    embedded = InferenceOptions(engine="openvino", precision="f32", gate=False)
+    with open_backend(service.model, embedded) as backend:
+        expected = segment_volume(volume, service.model.manifest, backend, embedded).label_map
+    outcome, over = Outcome(), threading.Event()
+    killed = 0
+
+    def keep_killing() -> None:
+        nonlocal killed
+        chance = random.Random(_SEED)  # noqa: S311  (spreads kills, guards nothing)
+        while not over.is_set():
+            with service.start() as server:
+                if killed < kills:
+                    over.wait(chance.uniform(0.5, 3.0))
+                    server.process.kill()
+                    killed += 1
+                else:
+                    over.wait()
+
+    killer = threading.Thread(target=keep_killing)
+    killer.start()
+    started = time.perf_counter()
+    try:
+        for number in itertools.count(1):
+            outcome.note(partial(_is_right, service, volume, expected))
+            if number >= volumes and killed >= kills:
+                break
+    finally:
+        over.set()
+        killer.join()
+    return {**outcome.as_json(time.perf_counter() - started), "kills": killed}
+
+
+def _is_right(service: Service, volume: Volume, expected: UInt8Array) -> bool:
+    options = InferenceOptions(gate=False, server=service.client("tile"))
+    with open_backend(service.model, options) as backend:
+        found = segment_volume(volume, service.model.manifest, backend, options).label_map
+    return bool(np.array_equal(found, expected))
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start the server and send what was asked for."""
+    model = load_model(arguments.model)
+    options = ServingOptions(instances=arguments.instances)
+    report: dict[str, Any] = {
+        "environment": environment(["openvino", "tritonclient", "numpy"]),
+        "model": model.manifest.name,
+    }
+    with TemporaryDirectory() as folder:
+        repository = Path(folder) / "models"
+        weights = weights_for(model, WeightsRequest("openvino", "f32", False, Path(folder)), options)
+        write_repository(model, weights, options, repository, overwrite=False)
+        service = Service(model, repository, LocalOptions(*(free_port() for _ in range(3)), stop_timeout_s=5.0))
+        if arguments.kills:
+            report["kills"] = kill_load(service, arguments.volumes, arguments.kills)
+            return report
+        with service.start() as server:
+            if arguments.tiles:
+                report["tiles"] = tile_load(service, arguments.tiles, arguments.tile_clients)
+            if arguments.volumes:
+                report["volumes"] = volume_load(service, arguments.volumes, arguments.volume_clients)
+            report["alive"] = server.process.poll() is None
+    return report
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--tiles", type=int, default=2000)
+    parser.add_argument("--tile-clients", type=int, default=16)
+    parser.add_argument("--volumes", type=int, default=200)
+    parser.add_argument("--volume-clients", type=int, default=4)
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--instances", type=int, default=2)
+    arguments = parser.parse_args()
+    print(json.dumps(run(arguments), indent=2))
+
+
+if __name__ == "__main__":
+    main()
