@@ -204,7 +204,7 @@ def test_a_volume_survives_the_kill_and_restart_of_the_server_in_tile_mode(
             halfway.set()
 
     result = segment_over_a_kill(
-        mortal, lambda: mortal.segment(mortal.client("grpc"), at_the_middle), lambda: halfway.wait(60.0)
+        mortal, lambda: mortal.segment(mortal.client("grpc"), at_the_middle), lambda server: halfway.wait(60.0)
     )
     np.testing.assert_array_equal(result.label_map, expected.label_map)
     np.testing.assert_array_equal(result.uncertainty, expected.uncertainty)
@@ -217,18 +217,31 @@ def test_a_volume_survives_the_kill_and_restart_of_the_server_in_volume_mode(
         remote = mortal.client("grpc")
         return segment_on_server(VOLUME, mortal.model, remote, gate=True, keep_probabilities=False)[0]
 
-    result = segment_over_a_kill(mortal, segment, lambda: time.sleep(0.5))
+    def stop_in_the_middle(server: LocalServer) -> None:
+        while tiles_done(server) < 5:
+            time.sleep(0.005)
+        for stub in children_of(server.process.pid, "ucseg_merged"):
+            os.kill(stub, signal.SIGSTOP)
+
+    result = segment_over_a_kill(mortal, segment, stop_in_the_middle)
     np.testing.assert_array_equal(result.label_map, expected.label_map)
 
 
+def tiles_done(server: LocalServer) -> int:
+    """Tiles that the volume model's model has computed."""
+    text = requests.get(server.metrics_url, timeout=5.0).text
+    lines = [line for line in text.splitlines() if line.startswith('nv_inference_count{model="ucseg_merged"')]
+    return int(lines[0].split()[-1]) if lines else 0
+
+
 def segment_over_a_kill(
-    mortal: Service, segment: Callable[[], Segmentation], until_the_middle: Callable[[], object]
+    mortal: Service, segment: Callable[[], Segmentation], until_the_middle: Callable[[LocalServer], object]
 ) -> Segmentation:
     """Kill the server in the middle of a volume, start another one at the same ports, and wait for the result."""
     with ThreadPoolExecutor(1) as pool:
         with mortal.start() as server:
             running = pool.submit(segment)
-            until_the_middle()
+            until_the_middle(server)
             assert not running.done(), "the server must die in the middle"
             server.process.kill()
             server.process.wait()
@@ -240,6 +253,9 @@ def test_a_volume_on_a_server_that_stays_dead_ends_in_an_error_in_time_and_nothi
     killed: list[float] = []
     with mortal.start() as server:
         group = os.getpgid(server.process.pid)
+        arguments = [str(argument) for argument in server.process.args]
+        regions = next(item.rpartition("=")[2] for item in arguments if "shm-region-prefix-name" in item)
+        assert list(Path("/dev/shm").glob(f"{regions}*")), "the Python models have shared memory while they run"  # noqa: S108
 
         def kill(done: int, total: int) -> None:
             if not killed:
@@ -254,7 +270,8 @@ def test_a_volume_on_a_server_that_stays_dead_ends_in_an_error_in_time_and_nothi
     while any(group_of(path) == group for path in Path("/proc").glob("[0-9]*/stat")):
         assert time.monotonic() < deadline, "processes of the server are left"
         time.sleep(0.1)
-    assert list(Path("/dev/shm").glob(f"ucseg_{os.getpid()}_*")) == []  # noqa: S108  (where Linux shows shared memory)
+    assert regions
+    assert list(Path("/dev/shm").glob(f"{regions}*")) == []  # noqa: S108  (where Linux shows shared memory)
 
 
 def group_of(stat: Path) -> int:
