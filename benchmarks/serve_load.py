@@ -2,7 +2,8 @@
 
     python benchmarks/serve_load.py MODEL_DIR --tiles 2000 --tile-clients 16 --volumes 200 --volume-clients 4
     python benchmarks/serve_load.py MODEL_DIR --tiles 10000 --tile-clients 64 --volumes 0
-    python benchmarks/serve_load.py MODEL_DIR --kills 50 --volumes 40           # the server is killed and started again
+    python benchmarks/serve_load.py MODEL_DIR --tiles 0 --volumes 0 --compare 3   # one client
+    python benchmarks/serve_load.py MODEL_DIR --kills 50 --volumes 40   # killed, started again
 
 The server is started on loopback for the length of the run. Prints JSON.
 """
@@ -21,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,6 +36,7 @@ from ucseg_runtime.backends import open_backend
 from ucseg_runtime.backends.triton_volume import segment_on_server
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import UcsegError
+from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.model_folder import Model, load_model
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.selftest import phantom
@@ -48,6 +50,8 @@ from ucseg_serving.weights import WeightsRequest, weights_for
 
 _TIMEOUT_S = 300.0
 _SEED = 0
+_REPEATS = (4, 6, 6)
+"""Of the self-test's phantom: 400 x 384 x 336 mm."""
 
 
 @dataclass
@@ -195,6 +199,35 @@ def kill_load(service: Service, volumes: int, kills: int) -> dict[str, Any]:
     return {**outcome.as_json(time.perf_counter() - started), "kills": killed}
 
 
+def compare(service: Service, rounds: int) -> dict[str, Any]:
+    """One client's time for a volume of many tiles in every way, in turns, against the embedded engine's."""
+    small, _ = phantom()
+    voxels = np.tile(small.voxels, _REPEATS)
+    z, y, x = voxels.shape
+    volume = Volume(voxels, VolumeGeometry(small.geometry.affine, (z, y, x)), small.modality)
+    embedded = InferenceOptions(engine="openvino", precision="f32", gate=False)
+    ways = {
+        "embedded": embedded,
+        "tile": InferenceOptions(gate=False, server=service.client("tile")),
+        "tile_shared_memory": InferenceOptions(gate=False, server=replace(service.client("tile"), shared_memory=True)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in (*ways, "volume")}
+    with ExitStack() as stack:
+        backends = {name: stack.enter_context(open_backend(service.model, way)) for name, way in ways.items()}
+        for _ in range(rounds + 1):
+            for name, backend in backends.items():
+                started = time.perf_counter()
+                segment_volume(volume, service.model.manifest, backend, ways[name])
+                seconds[name].append(time.perf_counter() - started)
+            started = time.perf_counter()
+            server = service.client("volume")
+            segment_on_server(volume, service.model, server, gate=False, keep_probabilities=False)
+            seconds["volume"].append(time.perf_counter() - started)
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}  # the first warms up
+    ratios = {name: round(median / medians["embedded"], 3) for name, median in medians.items()}
+    return {"seconds": {name: round(median, 3) for name, median in medians.items()}, "ratios": ratios}
+
+
 def _is_right(service: Service, volume: Volume, expected: UInt8Array) -> bool:
     options = InferenceOptions(gate=False, server=service.client("tile"))
     with open_backend(service.model, options) as backend:
@@ -214,7 +247,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         repository = Path(folder) / "models"
         weights = weights_for(model, WeightsRequest("openvino", "f32", False, Path(folder)), options)
         write_repository(model, weights, options, repository, overwrite=False)
-        service = Service(model, repository, LocalOptions(*(free_port() for _ in range(3)), stop_timeout_s=5.0))
+        service = Service(
+            model,
+            repository,
+            LocalOptions(free_port(), free_port(), free_port(), shared_memory=True, stop_timeout_s=5.0),
+        )
         if arguments.kills:
             report["kills"] = kill_load(service, arguments.volumes, arguments.kills)
             return report
@@ -223,6 +260,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 report["tiles"] = tile_load(service, arguments.tiles, arguments.tile_clients)
             if arguments.volumes:
                 report["volumes"] = volume_load(service, arguments.volumes, arguments.volume_clients)
+            if arguments.compare:
+                report["compare"] = compare(service, arguments.compare)
             report["alive"] = server.process.poll() is None
     return report
 
@@ -243,6 +282,7 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=200)
     parser.add_argument("--volume-clients", type=int, default=4)
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--compare", type=int, default=0, help="rounds")
     parser.add_argument("--instances", type=int, default=2)
     arguments = parser.parse_args()
     print(json.dumps(run(arguments), indent=2))
