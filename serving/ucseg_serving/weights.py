@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ucseg_runtime.accuracy_gate import EngineProof
-from ucseg_runtime.backends.choice import choose
+from ucseg_runtime.backends.choice import NOT_COMPARED, choose
 from ucseg_runtime.backends.engine_cache import RECORD_NAME, EngineKey, load_engine_plan
 from ucseg_runtime.backends.graphs import GRAPHS
 from ucseg_runtime.backends.triton_tensors import VOLUME_MODEL, stage_model_name
@@ -21,6 +21,9 @@ from ucseg_serving.server_models import MODEL_FOLDER
 from ucseg_serving.serving_options import Served, ServingOptions
 
 StagePrecision = Literal["f32", "bf16"]
+
+_PRECISIONS = {"fp32": "f32"}
+"""What builders of TensorRT engines call a precision, and what proofs do."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,10 @@ def _embedded(model: Model, request: WeightsRequest) -> Weights:
 
 
 def _onnx(model: Model, request: WeightsRequest) -> Weights:
-    version, proven = _proven_version(model, "onnxruntime", request.gate)
+    # The container brings a version of its own, which nobody knows here; the graphs are float32.
+    proofs = [proof for proof in model.proofs.engines if (proof.engine, proof.precision) == ("onnxruntime", "f32")]
+    proven = _is_proven(model, "onnxruntime f32", proofs, gate=request.gate)
+    version = proofs[0].version if proven else "unknown"
     files = {f"{stage_model_name(key)}/{VERSION}/model.onnx": model.graph(key) for key in GRAPHS}
     served = Served(model.digest, "onnxruntime", version, "f32", "GPU", proven)
     return Weights(served, files | _manifest_file(model))
@@ -89,7 +95,10 @@ def _tensorrt(model: Model, request: WeightsRequest, options: ServingOptions) ->
             f"the TensorRT engines take {key.max_batch} tiles; --max-batch is {options.max_batch}.",
             hint="Give a smaller --max-batch, or build with a larger one: ucseg-export tensorrt MODEL_DIR.",
         )
-    _, proven = _proven_version(model, key.builder, request.gate)
+    precision = _PRECISIONS.get(key.precision, key.precision)
+    about = (proof for proof in model.proofs.engines if (proof.engine, proof.precision) == (key.builder, precision))
+    proofs = [proof for proof in about if proof.is_about(key.builder, key.version, proof.precision)]
+    proven = _is_proven(model, f"{key.builder} {key.version} {key.precision}", proofs, gate=request.gate)
     files = {
         f"{stage_model_name(name)}/{VERSION}/model.plan": load_engine_plan(request.engines, key, name)
         for name in GRAPHS
@@ -98,30 +107,27 @@ def _tensorrt(model: Model, request: WeightsRequest, options: ServingOptions) ->
     return Weights(served, files | _manifest_file(model))
 
 
-def _proven_version(model: Model, engine: str, gate: bool) -> tuple[str, bool]:
-    """Version of the engine that passed, and whether one did."""
-    proofs = [proof for proof in model.proofs.engines if proof.engine == engine]
-    passed = [proof for proof in proofs if not proof.objection(model.manifest.budget(proof.precision))]
-    if passed:
-        return passed[0].version, True
+def _is_proven(model: Model, name: str, proofs: list[EngineProof], *, gate: bool) -> bool:
+    """Whether the figures of an engine are within the budget.
+
+    Raises:
+        AccuracyGateError: They are not, or there are none, and the gate counts.
+    """
+    objections = [proof.objection(model.manifest.budget(proof.precision)) for proof in proofs]
+    if objections and not any(objections):
+        return True
     if gate:
         raise AccuracyGateError(
-            f"{engine} has not passed the accuracy gate of {model.manifest.name} {model.manifest.version}: "
-            f"{_objections(model, proofs)}.",
+            f"{name} has not passed the accuracy gate of {model.manifest.name} {model.manifest.version}: "
+            f"{'; '.join(filter(None, objections)) or NOT_COMPARED}.",
             hint="Run `ucseg-export prove` where the engine is, or give --no-gate, which every client then sees.",
         )
-    return "unknown", False
-
-
-def _objections(model: Model, proofs: list[EngineProof]) -> str:
-    found = [proof.objection(model.manifest.budget(proof.precision)) for proof in proofs]
-    return "; ".join(found) or "never compared with the reference for this model"
+    return False
 
 
 def _built_engines(model: Model, root: Path) -> EngineKey:
     """The one set of engines that was built for the model by TensorRT itself: Triton cannot load others."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(root.glob(f"*/{RECORD_NAME}"))]
-    keys = [EngineKey(**record["key"]) for record in records]
+    keys = [_key_of(path) for path in sorted(root.glob(f"*/{RECORD_NAME}"))]
     fitting = [key for key in keys if key.model_digest == model.digest and key.builder == "tensorrt"]
     if len(fitting) == 1:
         return fitting[0]
@@ -130,6 +136,15 @@ def _built_engines(model: Model, root: Path) -> EngineKey:
         f"expected one set of TensorRT engines for this model; found: {found}.",
         hint="Build it with ucseg-export tensorrt MODEL_DIR --out FOLDER, and give --engines FOLDER.",
     )
+
+
+def _key_of(record: Path) -> EngineKey:
+    try:
+        return EngineKey(**json.loads(record.read_text(encoding="utf-8"))["key"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise EngineMismatchError(
+            f"the record of {record.parent.name} cannot be read ({type(error).__name__}).", hint="Build it again."
+        ) from error
 
 
 def _manifest_file(model: Model) -> dict[str, bytes]:

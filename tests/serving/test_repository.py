@@ -146,8 +146,8 @@ def test_onnxruntime_target_serves_the_graphs_themselves(model_folder: Path, tmp
         assert (tmp_path / "r" / f"ucseg_{key}" / "1" / "model.onnx").read_bytes() == model.graph(key)
 
 
-def write_plans(folder: Path, root: Path, *, max_batch: int = 4, builder: str = "tensorrt") -> None:
-    key = EngineKey(load_model(folder).digest, builder, "10.8.0", "8.6", "fp16", max_batch)
+def write_plans(folder: Path, root: Path, *, builder: str = "tensorrt", precision: str = "fp32") -> None:
+    key = EngineKey(load_model(folder).digest, builder, "10.8.0", "8.6", precision, 4)
     plans = {name: f"plan of {name}".encode() for name in GRAPHS}
     save_engines(root, key, plans, dict.fromkeys(GRAPHS, b"graph"), {name: {} for name in GRAPHS})
 
@@ -167,7 +167,7 @@ def test_tensorrt_target_takes_verified_engines_from_the_cache(tmp_path: Path) -
     )
     assert run(*arguments).exit_code == 0
     assert (tmp_path / "r" / "ucseg_upg" / "1" / "model.plan").read_bytes() == b"plan of upg"
-    assert parsed(tmp_path / "r", "ucseg_tiles").parameters["ucseg_precision"].string_value == "fp16"
+    assert parsed(tmp_path / "r", "ucseg_tiles").parameters["ucseg_precision"].string_value == "fp32"
 
     too_many = run(*arguments, "--overwrite", "--max-batch", 8)
     assert too_many.exit_code == 4
@@ -179,6 +179,40 @@ def test_tensorrt_target_takes_verified_engines_from_the_cache(tmp_path: Path) -
     assert damaged.exit_code == 4
     assert "the engine of upg is not the file that its record names" in damaged.stderr
     assert (tmp_path / "r" / "ucseg_upg" / "1" / "model.plan").read_bytes() == b"plan of upg"
+
+
+@pytest.mark.parametrize(
+    ("precision", "version"), [("fp16", "10.8.0"), ("fp32", "10.9.0")], ids=["another precision", "another version"]
+)
+def test_a_proof_holds_for_its_own_precision_and_version_alone(tmp_path: Path, precision: str, version: str) -> None:
+    folder = write_proofs(PHANTOM.write(tmp_path / "phantom"), proof("tensorrt", version=version))
+    write_plans(folder, tmp_path / "engines", precision=precision)
+    arguments = (
+        "repository",
+        folder,
+        "--out",
+        tmp_path / "r",
+        "--target",
+        "tensorrt",
+        "--engines",
+        tmp_path / "engines",
+    )
+    refused = run(*arguments)
+    assert refused.exit_code == 4
+    assert f"tensorrt 10.8.0 {precision} has not passed the accuracy gate" in refused.stderr
+    assert run(*arguments, "--no-gate").exit_code == 0
+    assert parsed(tmp_path / "r", "ucseg_volume").parameters["ucseg_proven"].string_value == "false"
+
+
+def test_a_record_of_engines_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    folder = proven(PHANTOM.write(tmp_path / "phantom"))
+    (tmp_path / "engines" / "broken").mkdir(parents=True)
+    (tmp_path / "engines" / "broken" / "engines.json").write_text("{}")
+    refused = run(
+        "repository", folder, "--out", tmp_path / "r", "--target", "tensorrt", "--engines", tmp_path / "engines"
+    )
+    assert refused.exit_code == 4
+    assert "the record of broken cannot be read" in refused.stderr
 
 
 def test_tensorrt_target_refuses_engines_of_tensorrt_rtx(tmp_path: Path) -> None:
