@@ -6,7 +6,7 @@ Source: ``model_config.proto`` of Triton, as tritonclient ships it; protobuf its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from ucseg_runtime.backends.graphs import GRAPHS
 from ucseg_runtime.backends.triton_tensors import (
@@ -24,8 +24,8 @@ from ucseg_runtime.backends.triton_tensors import (
     tiles_model,
     volume_model,
 )
-from ucseg_runtime.errors import BackendUnavailableError
 from ucseg_runtime.manifest import STAGES, ModelSpec
+from ucseg_serving.protobuf import Message, model_config_pb2, text_format
 from ucseg_serving.server_models import (
     GRAPH_PARAMETER,
     IN_FLIGHT_PARAMETER,
@@ -34,17 +34,6 @@ from ucseg_serving.server_models import (
     VOLUME_OVER_PARAMETER,
 )
 from ucseg_serving.serving_options import Served, ServingOptions, Target
-
-try:
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
-except ImportError as error:
-    raise BackendUnavailableError(
-        "ucseg-serve needs the 'serving' extra:", hint="pip install 'ucseg[serving]'"
-    ) from error
-
-Message: TypeAlias = Any
-"""A protobuf message; its generated class carries no types."""
 
 _HEADER = "# Written by ucseg-serve from the manifest of the model. Do not edit: change the table and write it again.\n"
 _BACKENDS: Mapping[Target, str] = {"cpu": "python", "onnxruntime": "onnxruntime", "tensorrt": "tensorrt"}

@@ -6,13 +6,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
 from ucseg_runtime.backends.triton_tensors import IDENTITY, NUMPY_TYPES, VOLUME_MODEL
 from ucseg_runtime.errors import RepositoryError
 from ucseg_runtime.manifest import MANIFEST_NAME
-from ucseg_serving.config_pbtxt import Message, from_pbtxt
+from ucseg_serving.config_pbtxt import from_pbtxt
+from ucseg_serving.protobuf import Message, model_config_pb2, text_format
 from ucseg_serving.server_models import MODEL_FOLDER, VOLUME_OVER_PARAMETER
 
 _FILES: Mapping[str, str] = {"python": "model.py", "onnxruntime": "model.onnx", "tensorrt": "model.plan"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -306,3 +308,14 @@ def test_proofs_and_manifest_travel_with_the_repository(model_folder: Path, tmp_
     inside = load_model(tmp_path / "r" / "ucseg_volume" / "model")
     assert inside.digest == load_model(model_folder).digest
     assert json.loads(inside.proofs.as_json())["engines"]
+
+
+@pytest.mark.parametrize("command", [["repository", "--out", "models"], ["local"], ["health"]])
+def test_a_missing_extra_is_named(tmp_path: Path, command: list[str]) -> None:
+    code = "import sys; sys.modules['tritonclient'] = None; from ucseg_serving.cli.app import main; main()"
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert finished.returncode == 5, finished.stderr
+    assert "extra: pip install 'ucseg[" in finished.stderr
+    assert list(tmp_path.iterdir()) == []
