@@ -150,12 +150,16 @@ def test_a_port_that_is_taken_is_told_before_a_server_starts(service: Service, r
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_a_server_that_is_not_there_is_told_at_once(service: Service, scheme: Scheme) -> None:
+def test_a_server_that_is_not_there_is_told_at_once_and_waited_for_until_the_deadline(
+    service: Service, scheme: Scheme, caplog: pytest.LogCaptureFixture
+) -> None:
     remote = TritonServer((server_address(f"{scheme}://127.0.0.1:{free_port()}"),), timeout_s=NO_ANSWER_S)
     started = time.monotonic()
     with pytest.raises(BackendError, match=f"no answer after .* from {scheme}://127"):
         service.segment(remote)
     assert time.monotonic() - started < NO_ANSWER_S + SLACK_S
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "attempts go on for" in caplog.text
 
 
 def test_health_finds_a_dead_model_that_the_server_does_not_see(service: Service, running: LocalServer) -> None:

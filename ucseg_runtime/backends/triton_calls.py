@@ -27,9 +27,6 @@ from ucseg_runtime.server_options import ServerAddress, TritonServer
 
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 10.0
-_OPENING_S = 10.0
-"""Time in which one of the servers must answer at first: a wrong URL is told at once, a restart is waited for later."""
-
 _LEAST_TIMEOUT_S = 0.01
 
 _Answer = TypeVar("_Answer")
@@ -70,9 +67,8 @@ class ServerGroup:
         Raises:
             BackendError: None answers.
         """
-        limit_s = min(_OPENING_S, self._server.timeout_s)
         return self._repeated(
-            limit_s,
+            self._server.timeout_s,
             lambda endpoint, timeout_s: (endpoint.address, endpoint.connection.describe(self._model, timeout_s)),
         )
 
@@ -109,7 +105,9 @@ class ServerGroup:
                 pause = self._pause(count)
                 if waited + pause >= limit_s:
                     raise _gave_up(endpoint.address, error, count, waited) from error
-                _LOGGER.info("%s: %s; attempt %d follows in %.1f s", endpoint.address, error, count + 1, pause)
+                # The first is told to everybody: a wrong URL would otherwise look like a slow start.
+                level = logging.WARNING if count == 1 else logging.INFO
+                _LOGGER.log(level, "%s: %s; attempts go on for %.0f s", endpoint.address, error, limit_s - waited)
                 time.sleep(pause)
         raise AssertionError
 
