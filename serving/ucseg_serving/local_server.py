@@ -25,6 +25,7 @@ from ucseg_serving.server_package import ServerPackage
 _LOOPBACK = "127.0.0.1"
 _RESTRICTED = ("model-repository", "statistics", "trace", "logging")
 _SHARED_MEMORY = "shared-memory"
+_REGIONS = Path("/dev/shm")  # noqa: S108  (where Linux shows shared memory)
 _POLL_S = 0.1
 _SHOWN_LOG_LINES = 12
 
@@ -85,6 +86,7 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
         ServerTimeoutError: The server was not ready in time.
     """
     check_repository(repository)
+    remove_stale_regions()
     ports = [_usable_port(port) for port in (options.http_port, options.grpc_port, options.metrics_port)]
     with tempfile.TemporaryDirectory(prefix="ucseg-serve-") as folder:
         log = Path(folder) / "triton.log"
@@ -216,8 +218,16 @@ def _stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:
 
 def _remove_regions(prefix: str) -> None:
     """A server that was killed leaves the shared memory of its Python models."""
-    for region in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108  (where Linux shows shared memory)
+    for region in _REGIONS.glob(f"{prefix}*"):
         region.unlink(missing_ok=True)
+
+
+def remove_stale_regions() -> None:
+    """Remove the shared memory of servers and clients of ucseg whose process is gone."""
+    for region in _REGIONS.glob("ucseg_*_*"):
+        process = region.name.split("_")[1]
+        if process.isdigit() and not Path("/proc", process).exists():
+            region.unlink(missing_ok=True)
 
 
 def _usable_port(wanted: int) -> int:

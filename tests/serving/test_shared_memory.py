@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ucseg_runtime.backends import Backend, open_backend
 from ucseg_runtime.backends.triton_shared_memory import Region
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.server_options import TritonServer, server_address
+from ucseg_serving.local_server import remove_stale_regions
 
 TILES = np.random.default_rng(0).random((4, 1, *PHANTOM.tile_shape), dtype=np.float32)
 
@@ -102,3 +104,18 @@ def test_regions_are_private_to_the_user() -> None:
     finally:
         region.unlink()
     assert files() == []
+
+
+def test_regions_of_processes_that_are_gone_are_removed_and_no_others() -> None:
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    stale = Path(f"/dev/shm/ucseg_{gone.stdout.strip()}_test")  # noqa: S108
+    living = Path(f"/dev/shm/ucseg_{os.getpid()}_test")  # noqa: S108
+    for file in (stale, living):
+        file.write_bytes(b"")
+    try:
+        remove_stale_regions()
+        assert (stale.exists(), living.exists()) == (False, True)
+    finally:
+        living.unlink()
