@@ -14,8 +14,9 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from ucseg_runtime.cache import cache_folder
 from ucseg_runtime.errors import BackendUnavailableError
-from ucseg_runtime.packaged_data import PackagedData, cache_folder, fetch
+from ucseg_runtime.packaged_data import PackagedData, fetch
 
 TRITON_WHEEL = PackagedData(
     requirement="nvidia-pytriton==0.7.0",

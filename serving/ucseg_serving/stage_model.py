@@ -54,7 +54,11 @@ class StageModel:
         tiles = range(len(next(iter(inputs.values()))))
         # The next call overwrites what a session returned.
         results = [
-            {name: values.copy() for name, values in self._session.run(_tile(inputs, index)).items()} for index in tiles
+            {
+                name: np.array(values, dtype=np.float32)
+                for name, values in self._session.run(_tile(inputs, index)).items()
+            }
+            for index in tiles
         ]
         return [
             tensor_from_array(self._utils, name, np.concatenate([result[name] for result in results]))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ucseg_runtime.accuracy_gate import EngineProof
 from ucseg_runtime.backends.choice import NOT_COMPARED, choose
-from ucseg_runtime.backends.engine_cache import RECORD_NAME, EngineKey, load_engine_plan
+from ucseg_runtime.backends.cuda import gpu_kind
+from ucseg_runtime.backends.engine_cache import BuiltEngines, engines_of_model, load_engine_plan
 from ucseg_runtime.backends.graphs import GRAPHS
+from ucseg_runtime.backends.offers import Offer
+from ucseg_runtime.backends.tensorrt_engine import precision_built
 from ucseg_runtime.backends.triton_tensors import VOLUME_MODEL, stage_model_name
 from ucseg_runtime.config import EngineChoice, InferenceOptions
 from ucseg_runtime.errors import AccuracyGateError, EngineMismatchError
-from ucseg_runtime.manifest import MANIFEST_NAME
+from ucseg_runtime.manifest import MANIFEST_NAME, MERGED
 from ucseg_runtime.model_folder import Model
 from ucseg_serving.repository import VERSION, Weights, model_folder_files
 from ucseg_serving.server_models import MODEL_FOLDER
@@ -22,8 +24,7 @@ from ucseg_serving.serving_options import Served, ServingOptions
 
 StagePrecision = Literal["f32", "bf16"]
 
-_PRECISIONS = {"fp32": "f32"}
-"""What builders of TensorRT engines call a precision, and what proofs do."""
+_BUILDER = "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def committed_weights(model: Model) -> Weights:
 def _embedded(model: Model, request: WeightsRequest) -> Weights:
     chosen = choose(model, InferenceOptions(engine=request.engine, precision=request.precision, gate=request.gate))
     engine = chosen.engine
-    served = Served(model.digest, chosen.name, engine.version, chosen.precision, engine.device, chosen.proven)
+    served = Served(
+        model.digest, chosen.name, chosen.offer.version(engine.version), chosen.precision, engine.device, chosen.proven
+    )
     return Weights(served, model_folder_files(model))
 
 
@@ -89,21 +92,22 @@ def _onnx(model: Model, request: WeightsRequest) -> Weights:
 
 
 def _tensorrt(model: Model, request: WeightsRequest, options: ServingOptions) -> Weights:
-    key = _built_engines(model, request.engines)
+    built = _built_engines(model, request.engines)
+    key = built.key
     if key.max_batch < options.max_batch:
         raise EngineMismatchError(
             f"the TensorRT engines take {key.max_batch} tiles; --max-batch is {options.max_batch}.",
             hint="Give a smaller --max-batch, or build with a larger one: ucseg-export tensorrt MODEL_DIR.",
         )
-    precision = _PRECISIONS.get(key.precision, key.precision)
-    about = (proof for proof in model.proofs.engines if (proof.engine, proof.precision) == (key.builder, precision))
-    proofs = [proof for proof in about if proof.is_about(key.builder, key.version, proof.precision)]
-    proven = _is_proven(model, f"{key.builder} {key.version} {key.precision}", proofs, gate=request.gate)
+    precision, device = precision_built(key.precision), gpu_kind(key.compute_capability)
+    version = Offer(MERGED, built.build).version(key.version)
+    proofs = [proof for proof in model.proofs.engines if proof.is_about(key.builder, version, precision, device)]
+    proven = _is_proven(model, f"{key.builder} {version} {precision} on {device}", proofs, gate=request.gate)
     files = {
         f"{stage_model_name(name)}/{VERSION}/model.plan": load_engine_plan(request.engines, key, name)
         for name in GRAPHS
     }
-    served = Served(model.digest, key.builder, key.version, key.precision, "GPU", proven)
+    served = Served(model.digest, key.builder, version, precision, device, proven)
     return Weights(served, files | _manifest_file(model))
 
 
@@ -125,26 +129,17 @@ def _is_proven(model: Model, name: str, proofs: list[EngineProof], *, gate: bool
     return False
 
 
-def _built_engines(model: Model, root: Path) -> EngineKey:
+def _built_engines(model: Model, root: Path) -> BuiltEngines:
     """The one set of engines that was built for the model by TensorRT itself: Triton cannot load others."""
-    keys = [_key_of(path) for path in sorted(root.glob(f"*/{RECORD_NAME}"))]
-    fitting = [key for key in keys if key.model_digest == model.digest and key.builder == "tensorrt"]
+    built = engines_of_model(root, model.digest)
+    fitting = [item for item in built if item.key.builder == _BUILDER]
     if len(fitting) == 1:
         return fitting[0]
-    found = ", ".join(key.folder_name for key in fitting or keys) or "none"
+    found = ", ".join(item.key.folder_name for item in fitting or built) or "none"
     raise EngineMismatchError(
         f"expected one set of TensorRT engines for this model; found: {found}.",
         hint="Build it with ucseg-export tensorrt MODEL_DIR --out FOLDER, and give --engines FOLDER.",
     )
-
-
-def _key_of(record: Path) -> EngineKey:
-    try:
-        return EngineKey(**json.loads(record.read_text(encoding="utf-8"))["key"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EngineMismatchError(
-            f"the record of {record.parent.name} cannot be read ({type(error).__name__}).", hint="Build it again."
-        ) from error
 
 
 def _manifest_file(model: Model) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -148,6 +149,11 @@ def test_onnxruntime_target_serves_the_graphs_themselves(model_folder: Path, tmp
         assert (tmp_path / "r" / f"ucseg_{key}" / "1" / "model.onnx").read_bytes() == model.graph(key)
 
 
+PLAN_BUILD = hashlib.sha256(b"plan of merged").hexdigest()[:8]
+PLAN_PROOF = proof("tensorrt", version=f"10.8.0+{PLAN_BUILD}").model_copy(update={"device": "GPU sm86"})
+"""Of what `write_plans` writes."""
+
+
 def write_plans(folder: Path, root: Path, *, builder: str = "tensorrt", precision: str = "fp32") -> None:
     key = EngineKey(load_model(folder).digest, builder, "10.8.0", "8.6", precision, 4)
     plans = {name: f"plan of {name}".encode() for name in GRAPHS}
@@ -155,7 +161,7 @@ def write_plans(folder: Path, root: Path, *, builder: str = "tensorrt", precisio
 
 
 def test_tensorrt_target_takes_verified_engines_from_the_cache(tmp_path: Path) -> None:
-    folder = write_proofs(PHANTOM.write(tmp_path / "phantom"), proof("tensorrt", version="10.8.0"))
+    folder = write_proofs(PHANTOM.write(tmp_path / "phantom"), PLAN_PROOF)
     write_plans(folder, tmp_path / "engines")
     arguments = (
         "repository",
@@ -169,7 +175,7 @@ def test_tensorrt_target_takes_verified_engines_from_the_cache(tmp_path: Path) -
     )
     assert run(*arguments).exit_code == 0
     assert (tmp_path / "r" / "ucseg_upg" / "1" / "model.plan").read_bytes() == b"plan of upg"
-    assert parsed(tmp_path / "r", "ucseg_tiles").parameters["ucseg_precision"].string_value == "fp32"
+    assert parsed(tmp_path / "r", "ucseg_tiles").parameters["ucseg_precision"].string_value == "f32"
 
     too_many = run(*arguments, "--overwrite", "--max-batch", 8)
     assert too_many.exit_code == 4
@@ -184,11 +190,13 @@ def test_tensorrt_target_takes_verified_engines_from_the_cache(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("precision", "version"), [("fp16", "10.8.0"), ("fp32", "10.9.0")], ids=["another precision", "another version"]
+    "other",
+    [{"precision": "fp16"}, {"version": "10.9.0"}, {"version": "10.8.0+00000000"}, {"device": "GPU sm90"}],
+    ids=["another precision", "another version", "another build", "another kind of GPU"],
 )
-def test_a_proof_holds_for_its_own_precision_and_version_alone(tmp_path: Path, precision: str, version: str) -> None:
-    folder = write_proofs(PHANTOM.write(tmp_path / "phantom"), proof("tensorrt", version=version))
-    write_plans(folder, tmp_path / "engines", precision=precision)
+def test_a_proof_holds_for_its_own_engine_alone(tmp_path: Path, other: dict[str, str]) -> None:
+    folder = write_proofs(PHANTOM.write(tmp_path / "phantom"), PLAN_PROOF.model_copy(update=other))
+    write_plans(folder, tmp_path / "engines")
     arguments = (
         "repository",
         folder,
@@ -201,20 +209,20 @@ def test_a_proof_holds_for_its_own_precision_and_version_alone(tmp_path: Path, p
     )
     refused = run(*arguments)
     assert refused.exit_code == 4
-    assert f"tensorrt 10.8.0 {precision} has not passed the accuracy gate" in refused.stderr
+    assert f"tensorrt 10.8.0+{PLAN_BUILD} f32 on GPU sm86 has not passed the accuracy gate" in refused.stderr
     assert run(*arguments, "--no-gate").exit_code == 0
     assert parsed(tmp_path / "r", "ucseg_volume").parameters["ucseg_proven"].string_value == "false"
 
 
 def test_a_record_of_engines_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = proven(PHANTOM.write(tmp_path / "phantom"))
-    (tmp_path / "engines" / "broken").mkdir(parents=True)
-    (tmp_path / "engines" / "broken" / "engines.json").write_text("{}")
+    write_plans(folder, tmp_path / "engines")
+    next((tmp_path / "engines").glob("*/engines.json")).write_text("{}")
     refused = run(
         "repository", folder, "--out", tmp_path / "r", "--target", "tensorrt", "--engines", tmp_path / "engines"
     )
     assert refused.exit_code == 4
-    assert "the record of broken cannot be read" in refused.stderr
+    assert "the record of the built engines cannot be read" in refused.stderr
 
 
 def test_tensorrt_target_refuses_engines_of_tensorrt_rtx(tmp_path: Path) -> None:

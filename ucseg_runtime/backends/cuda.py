@@ -24,6 +24,11 @@ def cuda_devices() -> int:
     return int(count) if status == runtime.cudaError_t.cudaSuccess else 0
 
 
+def gpu_kind(capability: str) -> str:
+    """What outputs and proofs call GPUs of a compute capability: ``GPU sm86`` for 8.6."""
+    return f"GPU sm{capability.replace('.', '')}"
+
+
 def gpu_capability(device: int) -> str:
     """Compute capability of a GPU, such as ``8.6``.
 

@@ -143,17 +143,37 @@ def find_engines(root: Path, wanted: EngineKey) -> tuple[BuiltEngines, ...]:
         EngineMismatchError: A record of such engines cannot be read.
     """
     prefix = wanted.folder_name.removesuffix(f"{wanted.max_batch}")
+    found = _engines_in(root, f"{glob.escape(prefix)}*")
+    return tuple(
+        built
+        for built in found
+        if replace(built.key, max_batch=wanted.max_batch, calibration=wanted.calibration) == wanted
+    )
+
+
+def engines_of_model(root: Path, model_digest: str) -> tuple[BuiltEngines, ...]:
+    """All engines of a model, whatever built them, in whatever precision and for whichever GPU.
+
+    Args:
+        root: Folder of all engines; need not exist.
+        model_digest: SHA-256 of the manifest.
+
+    Raises:
+        EngineMismatchError: A record of such engines cannot be read.
+    """
+    found = _engines_in(root, f"{model_digest[:_DIGEST_PREFIX]}_*")
+    return tuple(built for built in found if built.key.model_digest == model_digest)
+
+
+def _engines_in(root: Path, pattern: str) -> list[BuiltEngines]:
+    """Engines of the folders that fit a pattern, those for the fewest tiles first."""
     records = []
-    for file in sorted(root.glob(f"{glob.escape(prefix)}*/{RECORD_NAME}")):
+    for file in sorted(root.glob(f"{pattern}/{RECORD_NAME}")):
         with contextlib.suppress(FileNotFoundError):  # another process is building it anew
             records.append(_read_record(file))
-    fitting = [
-        BuiltEngines(record.key, record.sha256[MERGED][:_BUILD_DIGITS])
-        for record in records
-        if replace(record.key, max_batch=wanted.max_batch, calibration=wanted.calibration) == wanted
-        and MERGED in record.sha256
-    ]
-    return tuple(sorted(fitting, key=lambda built: built.key.max_batch))
+    whole = [record for record in records if MERGED in record.sha256]
+    found = [BuiltEngines(record.key, record.sha256[MERGED][:_BUILD_DIGITS]) for record in whole]
+    return sorted(found, key=lambda built: built.key.max_batch)
 
 
 def _read_record(file: Path) -> _Record:

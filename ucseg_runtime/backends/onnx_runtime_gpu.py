@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ucseg_runtime.backends.cuda import gpu_capability
+from ucseg_runtime.backends.cuda import gpu_capability, gpu_kind
 from ucseg_runtime.backends.offers import Offer, graphs_of, no_graph
 from ucseg_runtime.backends.onnx_runtime import OnnxRuntime, load_onnxruntime
 from ucseg_runtime.backends.onnx_runtime_bound import BoundSession, Place
@@ -70,7 +70,7 @@ class OnnxRuntimeGpuEngine:
     @property
     def device(self) -> str:
         """The kind of GPU."""
-        return f"GPU sm{self._capability.replace('.', '')}"
+        return gpu_kind(self._capability)
 
     def precisions(self) -> tuple[Precision, ...]:
         """Those that the provider has settings for."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ucseg_runtime.arrays import Float32Array
-from ucseg_runtime.backends.cuda import Stream, TileBuffer, gpu_capability
+from ucseg_runtime.backends.cuda import Stream, TileBuffer, gpu_capability, gpu_kind
 from ucseg_runtime.backends.engine_cache import BuiltEngines, EngineKey, find_engines, load_engine_plan
 from ucseg_runtime.backends.graphs import AnyShape, Signature
 from ucseg_runtime.backends.offers import Offer
@@ -33,6 +33,11 @@ _LEAST_CAPABILITY: Mapping[Precision, tuple[int, int]] = {
     "fp8": (8, 9),
 }
 """Source: NVIDIA, TensorRT support matrix, section Hardware and Precision."""
+
+
+def precision_built(name: str) -> Precision:
+    """What ucseg calls the precision that engines were built in."""
+    return next(precision for precision, built in _BUILT_AS.items() if built == name)
 
 
 class TensorRtEngine:
@@ -61,7 +66,7 @@ class TensorRtEngine:
     @property
     def device(self) -> str:
         """The kind of GPU."""
-        return f"GPU sm{self._capability.replace('.', '')}"
+        return gpu_kind(self._capability)
 
     def precisions(self) -> tuple[Precision, ...]:
         """Those that the GPU has arithmetic for and that engines are built in."""

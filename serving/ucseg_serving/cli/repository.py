@@ -43,8 +43,8 @@ def repository(
 ) -> None:
     """Write a Triton model repository with artifacts that passed the accuracy gate, and check that it fits together."""
     with reported(as_json=False):
+        from ucseg_runtime.cache import engines_folder
         from ucseg_runtime.model_folder import default_model_folder, load_model
-        from ucseg_runtime.packaged_data import cache_folder
         from ucseg_serving.repository import write_repository
         from ucseg_serving.serving_options import ServingOptions
         from ucseg_serving.weights import WeightsRequest, weights_for
@@ -58,7 +58,7 @@ def repository(
             volume_over=volume_over,
         )
         loaded = load_model(model or default_model_folder())
-        request = WeightsRequest(engine, precision, gate, engines or cache_folder() / "engines")
+        request = WeightsRequest(engine, precision, gate, engines or engines_folder())
         weights = weights_for(loaded, request, options)
         write_repository(loaded, weights, options, out, overwrite=overwrite)
         served = weights.served
