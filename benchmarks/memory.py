@@ -39,12 +39,13 @@ class StagePeaks(logging.Handler):
 
 def run_once(request: Json) -> Json:
     """One run of `ucseg segment` in this process."""
-    from ucseg_runtime import series_pipeline
+    from ucseg_runtime import series_steps
     from ucseg_runtime.config import InferenceOptions, OutputOptions
     from ucseg_runtime.model_folder import default_model_folder, load_model
+    from ucseg_runtime.series_pipeline import segment_series
 
     stages = StagePeaks()
-    logger = logging.getLogger(series_pipeline.__name__)
+    logger = logging.getLogger(series_steps.__name__)
     logger.setLevel(logging.INFO)
     logger.addHandler(stages)
     options = InferenceOptions(**request["inference"])
@@ -52,7 +53,7 @@ def run_once(request: Json) -> Json:
     model = load_model(default_model_folder())
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        result = series_pipeline.segment_series(Path(request["input"]), out, model, options, outputs)
+        result = segment_series(Path(request["input"]), out, model, options, outputs)
         written = json.loads((out / "record.json").read_text(encoding="utf-8"))["outputs"]
     return {
         "engine": f"{result.engine.name} {result.engine.version} {result.engine.precision}",

@@ -160,7 +160,7 @@ def test_memory_budget_changes_the_plan_and_not_a_byte_of_the_results(study: Pat
 def test_budget_that_nothing_fits_is_refused_before_pixels_are_read(
     study: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ucseg_runtime.series_pipeline.read_volume", lambda series: pytest.fail("pixels were read"))
+    monkeypatch.setattr("ucseg_runtime.series_steps.read_volume", lambda series: pytest.fail("pixels were read"))
     result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--max-memory", 100, "--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["error"]["code"] == "UCSEG-E127"
@@ -349,7 +349,7 @@ def test_a_defect_is_one_line_with_exit_code_1_and_no_value(
     def explode(*_: object) -> None:
         raise KeyError("Canaryname^Phantom")
 
-    monkeypatch.setattr("ucseg_runtime.series_pipeline.measure", explode)
+    monkeypatch.setattr("ucseg_runtime.series_steps.measure", explode)
 
     result = run("segment", study, "--out", tmp_path / "out", "--model", model)
 

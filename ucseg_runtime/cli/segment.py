@@ -47,7 +47,7 @@ from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.server_options import TlsFiles
 
 if TYPE_CHECKING:
-    from ucseg_runtime.series_pipeline import SeriesResult
+    from ucseg_runtime.series_steps import SeriesResult
 
 
 def segment(

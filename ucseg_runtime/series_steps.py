@@ -1,0 +1,341 @@
+"""The steps from an input with DICOM files to published results, each with a result of its own.
+
+`series_pipeline` takes one series through all of them; `neighbours` lets those of neighbouring series overlap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from ucseg_runtime.backends.base import Backend
+from ucseg_runtime.backends.timed import TimedBackend
+from ucseg_runtime.backends.triton_volume import RemoteRun, segment_on_server
+from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.dicom.instances import Series
+from ucseg_runtime.dicom.reader import read_volume, source_headers
+from ucseg_runtime.dicom.selection import RejectedSeries, Selection, select_series
+from ucseg_runtime.dicom.series import SkippedFile, scan
+from ucseg_runtime.identity import RunIdentity
+from ucseg_runtime.model_folder import Model
+from ucseg_runtime.montage import montage_png
+from ucseg_runtime.nifti import require_nibabel, write_nifti
+from ucseg_runtime.pipeline import Progress, segment_volume
+from ucseg_runtime.publish import (
+    LABELS_NIFTI,
+    MONTAGE,
+    REPORT,
+    SEGMENTATION,
+    UNCERTAINTY,
+    UNCERTAINTY_NIFTI,
+    Staging,
+    check_output_folder,
+    space_needed,
+    staged_results,
+)
+from ucseg_runtime.segmentation import EngineInfo, Segmentation, SegmentMeasurement, measure, ready_to_write
+from ucseg_runtime.version import __version__
+from ucseg_runtime.volume import Volume
+
+_LOGGER = logging.getLogger(__name__)
+
+
+@dataclass
+class StageTimes:
+    """Wall time of each stage of one run, in s, in the order in which they ran."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time the statements inside, and log one line."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.perf_counter() - started
+        _LOGGER.info("%s: %.2f s", name, self.seconds[name])
+
+
+@dataclass(frozen=True)
+class SeriesResult:
+    """What became of one input.
+
+    Attributes:
+        folder: Where the results are.
+        files: Names of the published files.
+        series: The series that was segmented.
+        rejected: The other series, with reasons.
+        skipped: Files that belong to no series, with reasons.
+        measurements: One per class.
+        engine: What computed it.
+        engine_reason: Why this engine and precision were chosen.
+        tiles: Number of tiles that the network saw.
+        seconds: Wall time per stage.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    series: Series
+    rejected: tuple[RejectedSeries, ...]
+    skipped: tuple[SkippedFile, ...]
+    measurements: tuple[SegmentMeasurement, ...]
+    engine: EngineInfo
+    engine_reason: str
+    tiles: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FoundSeries:
+    """The series of an input that is to be segmented; its pixels are not read yet.
+
+    Attributes:
+        selection: The series, and the others with reasons.
+        skipped: Files that belong to no series, with reasons.
+    """
+
+    selection: Selection
+    skipped: tuple[SkippedFile, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ReadSeries:
+    """Everything that is taken from the files of an input.
+
+    Attributes:
+        found: What was read.
+        volume: Its voxels.
+        sources: Header of every slice.
+        times: Of the run so far.
+    """
+
+    found: FoundSeries
+    volume: Volume
+    sources: Sequence[Dataset]
+    times: StageTimes
+
+
+@dataclass(frozen=True, eq=False)
+class InferredSeries:
+    """Everything that is written, and what is told about the run. The volume is not needed any more.
+
+    Attributes:
+        found: What was segmented.
+        sources: Header of every slice.
+        segmentation: With the uncertainty as it is stored.
+        measurements: One per class.
+        picture: A PNG.
+        identity: Everything but the images that decides what the outputs hold.
+        engine_reason: Why this engine and precision were chosen.
+        tiles: Number of tiles that the network saw.
+        times: Of the run so far.
+    """
+
+    found: FoundSeries
+    sources: Sequence[Dataset]
+    segmentation: Segmentation
+    measurements: tuple[SegmentMeasurement, ...]
+    picture: bytes
+    identity: RunIdentity
+    engine_reason: str
+    tiles: int
+    times: StageTimes
+
+
+def check_outputs(folder: Path, outputs: OutputOptions) -> None:
+    """Check before any work that the results can be written.
+
+    Raises:
+        OutputError: See `check_output_folder`.
+        BackendUnavailableError: NIfTI was asked for, and the package for it is not installed.
+    """
+    check_output_folder(folder, outputs.overwrite)
+    if outputs.nifti:
+        require_nibabel()
+
+
+def find_series(source: Path, modality: str, series_uid: str | None = None) -> FoundSeries:
+    """Read all headers of an input and choose one series.
+
+    Args:
+        source: Folder or file with DICOM images.
+        modality: That the model was made for.
+        series_uid: Series that the caller insists on.
+
+    Raises:
+        InputError: The input cannot be read, or no series of it can be segmented.
+    """
+    found = scan(source)
+    return FoundSeries(select_series(found, modality, series_uid), found.skipped)
+
+
+def read_series(found: FoundSeries, times: StageTimes) -> ReadSeries:
+    """Read and decode the pixels of a series, and all headers.
+
+    Args:
+        found: The series.
+        times: Of the run so far.
+
+    Raises:
+        InputError: The files are damaged, or changed since they were found.
+    """
+    with times.stage("read"):
+        series = found.selection.chosen
+        return ReadSeries(found, read_volume(series), source_headers(series), times)
+
+
+def infer_series(
+    read: ReadSeries,
+    model: Model,
+    opening: AbstractContextManager[Backend],
+    inference: InferenceOptions,
+    outputs: OutputOptions,
+    progress: Progress | None = None,
+) -> InferredSeries:
+    """Segment and measure a series.
+
+    The volume and the uncertainty in float32, the largest arrays of a run, are not in what is returned: writing is done
+    without them.
+
+    Args:
+        read: The series.
+        model: Verified model folder.
+        opening: Gives the model on an engine; left before measuring, when an engine of one run goes. Not entered where
+            a server takes whole volumes.
+        inference: What the caller chooses.
+        outputs: Which objects will be written.
+        progress: Told after every batch how many tiles are done.
+
+    Raises:
+        BackendError: The engine failed.
+        SegWriteError: The engine returned what cannot be stored.
+    """
+    inference = replace(inference, keep_probabilities=outputs.seg_type == "fractional")
+    segmentation, network = _segment(read, model, opening, inference, progress)
+    with read.times.stage("measure"):
+        return InferredSeries(
+            found=read.found,
+            sources=read.sources,
+            measurements=measure(segmentation),
+            picture=montage_png(read.volume, segmentation),
+            segmentation=ready_to_write(segmentation),
+            identity=run_identity(model, network.info.engine, inference, outputs),
+            engine_reason=network.info.reason,
+            tiles=network.tiles,
+            times=read.times,
+        )
+
+
+def write_series(
+    inferred: InferredSeries, folder: Path, inference: InferenceOptions, outputs: OutputOptions
+) -> SeriesResult:
+    """Write all objects and publish them, the record last.
+
+    Args:
+        inferred: What is written.
+        folder: Folder for the results; made when missing.
+        inference: What the caller chose.
+        outputs: Which objects are written.
+
+    Raises:
+        OutputError: The results could not be written; nothing of them is left.
+    """
+    segmentation = inferred.segmentation
+    needed_bytes = space_needed(segmentation.geometry.shape, len(segmentation.classes), outputs)
+    with inferred.times.stage("write"), staged_results(folder, outputs.overwrite, needed_bytes) as staging:
+        _write_all(staging, inferred, outputs)
+        files = staging.publish(_record(inferred, inference, outputs))
+    return SeriesResult(
+        folder=folder,
+        files=files,
+        series=inferred.found.selection.chosen,
+        rejected=inferred.found.selection.rejected,
+        skipped=inferred.found.skipped,
+        measurements=inferred.measurements,
+        engine=inferred.identity.engine,
+        engine_reason=inferred.engine_reason,
+        tiles=inferred.tiles,
+        seconds=inferred.times.seconds,
+    )
+
+
+def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, outputs: OutputOptions) -> RunIdentity:
+    """Everything but the images that decides what the outputs hold."""
+    settings = json.dumps({"seg_type": outputs.seg_type, "skip_air": inference.skip_air}, sort_keys=True)
+    return RunIdentity(
+        model_name=model.manifest.name,
+        model_version=model.manifest.version,
+        model_digest=model.digest,
+        engine=engine,
+        settings_digest=hashlib.sha256(settings.encode()).hexdigest(),
+        ucseg_version=__version__,
+    )
+
+
+def _segment(
+    read: ReadSeries,
+    model: Model,
+    opening: AbstractContextManager[Backend],
+    inference: InferenceOptions,
+    progress: Progress | None,
+) -> tuple[Segmentation, TimedBackend | RemoteRun]:
+    """The segmentation and what computed it; times the network apart from what surrounds it."""
+    times = read.times
+    if inference.server is not None and inference.server.mode == "volume":
+        with times.stage("server"):
+            return segment_on_server(
+                read.volume,
+                model,
+                inference.server,
+                gate=inference.gate,
+                keep_probabilities=inference.keep_probabilities,
+            )
+    with ExitStack() as stack:
+        with times.stage("load model"):
+            backend = TimedBackend(stack.enter_context(opening))
+        with times.stage("before and after network"):
+            segmentation = segment_volume(read.volume, model.manifest, backend, inference, progress)
+    times.seconds["before and after network"] -= backend.seconds
+    times.seconds["network"] = backend.seconds
+    return segmentation, backend
+
+
+def _write_all(staging: Staging, inferred: InferredSeries, outputs: OutputOptions) -> None:
+    """One object after the other; of each only its header is kept."""
+    # Loading highdicom takes most of a second, which an input that is refused should not cost.
+    from ucseg_runtime.dicom.pmap_writer import write_pmap
+    from ucseg_runtime.dicom.seg_writer import write_seg
+    from ucseg_runtime.dicom.sr_writer import write_sr
+
+    segmentation, sources, identity = inferred.segmentation, inferred.sources, inferred.identity
+    seg = write_seg(staging.path(SEGMENTATION), segmentation, sources, identity, outputs.seg_type)
+    pmap = write_pmap(staging.path(UNCERTAINTY), segmentation, sources, identity)
+    write_sr(staging.path(REPORT), segmentation, inferred.measurements, sources, identity, seg, pmap)
+    staging.path(MONTAGE).write_bytes(inferred.picture)
+    if outputs.nifti:
+        write_nifti(staging.path(LABELS_NIFTI), segmentation.label_map, segmentation.geometry)
+        write_nifti(staging.path(UNCERTAINTY_NIFTI), segmentation.uncertainty, segmentation.geometry)
+
+
+def _record(inferred: InferredSeries, inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:
+    """What proves that the series is done. No times, hosts or paths: equal runs write equal records."""
+    series = inferred.found.selection.chosen
+    return {
+        "schema_version": 1,
+        "study_uid": series.study_uid,
+        "series_uid": series.series_uid,
+        "source_sop_uids": [str(source.SOPInstanceUID) for source in inferred.sources],
+        "notes": list(series.notes),
+        "identity": asdict(inferred.identity),
+        "settings": {"seg_type": outputs.seg_type, "nifti": outputs.nifti, "skip_air": inference.skip_air},
+        "measurements": [asdict(item) for item in inferred.measurements],
+    }
