@@ -12,6 +12,13 @@ from ucseg_runtime.config import EngineChoice, Mode, PrecisionChoice, SegType
 InputArgument = Annotated[
     Path, typer.Argument(help="Folder (searched with all its subfolders) or file with DICOM images.")
 ]
+InputsArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="INPUT...",
+        help="Folder (searched with all its subfolders) or file with DICOM images; several are segmented one by one.",
+    ),
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
 ModelOption = Annotated[
     Path | None,

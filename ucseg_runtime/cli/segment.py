@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from ucseg_runtime.cli.options import (
     DeviceOption,
     GateOption,
     GpuMemoryOption,
-    InputArgument,
+    InputsArgument,
     JsonOption,
     MaxMemoryOption,
     ModelOption,
@@ -44,14 +45,16 @@ from ucseg_runtime.cli.server_options import (
     split_engine,
 )
 from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.errors import EXIT_SOME_FAILED
 from ucseg_runtime.server_options import TlsFiles
 
 if TYPE_CHECKING:
+    from ucseg_runtime.neighbours import Outcome
     from ucseg_runtime.series_steps import SeriesResult
 
 
 def segment(
-    input: InputArgument,  # noqa: A002  (the word on the command line)
+    input: InputsArgument,  # noqa: A002  (the word on the command line)
     out: OutOption,
     model: ModelOption = None,
     engine: EngineOrServerOption = "auto",
@@ -78,7 +81,13 @@ def segment(
     token_file: TokenFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out."""
+    """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out.
+
+    Of several inputs one series each is segmented, with results in the folders 1, 2, … of --out, in the order of the
+    inputs; exit code 7 says that some of them failed.
+    """
+    if len(input) > 1:
+        _refuse_options_for_one_input(series, max_memory)
     with reported(as_json):
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
         local, server = split_engine(
@@ -98,7 +107,10 @@ def segment(
             server=server,
         )
         outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
-        run_and_report(input, out, model, inference, outputs, series, as_json)
+        if len(input) == 1:
+            run_and_report(input[0], out, model, inference, outputs, series, as_json)
+        else:
+            _run_many_and_report(input, out, model, inference, outputs, as_json)
 
 
 def run_and_report(
@@ -121,6 +133,73 @@ def run_and_report(
         print_json(_as_json(result))
     else:
         _print_summary(result)
+
+
+def _refuse_options_for_one_input(series_uid: str | None, max_memory_mb: int) -> None:
+    if series_uid is not None:
+        raise typer.BadParameter("--series is for one input; it names a series of it.")
+    if max_memory_mb:
+        raise typer.BadParameter("--max-memory is for one input; neighbouring studies share the memory.")
+
+
+def _run_many_and_report(
+    sources: Sequence[Path],
+    out: Path,
+    model: Path | None,
+    inference: InferenceOptions,
+    outputs: OutputOptions,
+    as_json: bool,
+) -> None:
+    """Segment all inputs and print one row each. Folders are numbered, since names can hold patient data.
+
+    Raises:
+        Exit: Some inputs failed.
+        UcsegError: See `segment_neighbours`.
+    """
+    from ucseg_runtime.model_folder import default_model_folder, load_model
+    from ucseg_runtime.neighbours import Refused, SeriesJob, segment_neighbours
+
+    loaded = load_model(model or default_model_folder())
+    outcomes: list[Outcome] = []
+
+    def report(outcome: Outcome) -> None:
+        outcomes.append(outcome)
+        if not as_json:
+            typer.echo(f"study {outcome.ordinal} of {len(sources)}: {_in_words(outcome)}", err=True)
+
+    jobs = (SeriesJob(source, out / str(number)) for number, source in enumerate(sources, start=1))
+    segment_neighbours(jobs, loaded, inference, outputs, report)
+    if as_json:
+        print_json([_outcome_as_json(outcome) for outcome in outcomes])
+    else:
+        print_table(f"results in {out}", ("study", "outcome", "segments"), [_row(outcome) for outcome in outcomes])
+    if any(isinstance(outcome, Refused) for outcome in outcomes):
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _in_words(outcome: Outcome) -> str:
+    from ucseg_runtime.neighbours import Refused
+
+    if isinstance(outcome, Refused):
+        return f"{outcome.error.code} {type(outcome.error).__name__}: {outcome.error}"
+    return "; ".join(["done", *outcome.result.series.notes, *_left_out(outcome.result)])
+
+
+def _row(outcome: Outcome) -> tuple[str, str, str]:
+    from ucseg_runtime.neighbours import Refused
+
+    if isinstance(outcome, Refused):
+        return str(outcome.ordinal), f"{outcome.error.code} {type(outcome.error).__name__}", ""
+    segments = (f"{item.name} {item.volume_ml:.1f} ml" for item in outcome.result.measurements)
+    return str(outcome.ordinal), "done", ", ".join(segments)
+
+
+def _outcome_as_json(outcome: Outcome) -> dict[str, object]:
+    from ucseg_runtime.neighbours import Refused
+
+    if isinstance(outcome, Refused):
+        return {"study": outcome.ordinal, "error": outcome.error.as_json()}
+    return {"study": outcome.ordinal, **_as_json(outcome.result)}
 
 
 def _print_summary(result: SeriesResult) -> None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
-from pathlib import Path
 from threading import Timer
 from types import TracebackType
 from typing import cast
@@ -17,9 +15,9 @@ from typing import cast
 from ucseg_runtime.dicom.instances import Instance
 from ucseg_runtime.dicom.transfer_syntaxes import DECODERS, syntax_name
 from ucseg_runtime.errors import PixelDataError
+from ucseg_runtime.worker import child_environment
 
 _CHILD_MODULE = "ucseg_runtime.dicom.decode_child"
-_IMPORT_ROOT = str(Path(__file__).resolve().parents[2])
 _DIED = "UCSEG-E106"
 
 
@@ -53,7 +51,7 @@ class DecoderProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_child_environment(),
+            env=child_environment(),
         )
         self._requests = cast(BufferedWriter, self._process.stdin)  # both are pipes, see above
         self._answers = cast(BufferedReader, self._process.stdout)
@@ -160,9 +158,3 @@ def _request(codestream: bytes, instance: Instance) -> dict[str, object]:
             "photometric_interpretation": pixel_format.photometric,
         },
     }
-
-
-def _child_environment() -> dict[str, str]:
-    """The parent's environment; this very package importable, one thread for the linear algebra nobody needs here."""
-    path = os.pathsep.join(filter(None, (_IMPORT_ROOT, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

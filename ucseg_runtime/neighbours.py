@@ -1,0 +1,241 @@
+"""Many series with one open engine: while one is in the network, the next is read and the last is written.
+
+PLACEHOLDER
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from ucseg_runtime.backends.base import Backend
+from ucseg_runtime.backends.opening import open_backend
+from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.errors import InputError, OutputError, UcsegError
+from ucseg_runtime.model_folder import Model
+from ucseg_runtime.nifti import require_nibabel
+from ucseg_runtime.pipeline import Progress
+from ucseg_runtime.publish import check_output_folder
+from ucseg_runtime.series_steps import (
+    InferredSeries,
+    ReadSeries,
+    SeriesResult,
+    StageTimes,
+    check_outputs,
+    find_series,
+    infer_series,
+    read_series,
+    write_series,
+)
+from ucseg_runtime.worker import Worker, WorkerDiedError
+
+_LOGGER = logging.getLogger(__name__)
+_DIED_READING = "UCSEG-E106"
+
+
+@dataclass(frozen=True)
+class SeriesJob:
+    """One input and where its results go.
+
+    Attributes:
+        source: Folder or file with DICOM images.
+        folder: Folder for the results; made when missing.
+    """
+
+    source: Path
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A job that is done.
+
+    Attributes:
+        ordinal: Place among the jobs, from 1.
+        result: What is published.
+    """
+
+    ordinal: int
+    result: SeriesResult
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A job that failed; nothing of it is left.
+
+    Attributes:
+        ordinal: Place among the jobs, from 1.
+        error: Why.
+    """
+
+    ordinal: int
+    error: UcsegError
+
+
+Outcome = Segmented | Refused
+
+
+def segment_neighbours(
+    jobs: Iterable[SeriesJob],
+    model: Model,
+    inference: InferenceOptions,
+    outputs: OutputOptions,
+    report: Callable[[Outcome], None],
+    progress: Progress | None = None,
+) -> None:
+    """Segment the one fitting series of each of many inputs; what is written is what `segment_series` writes.
+
+    At most three series are in memory: one that is read or waits for the network, one in the network, one that is being
+    written. A job is taken from `jobs` when it is to be read, not before. One that fails never stops the others. When
+    this function is left by an exception, every job is done completely or not at all.
+
+    Args:
+        jobs: Any number; their folders must differ.
+        model: Verified model folder.
+        inference: Engine, precision, threads; without a memory budget, which is for one series alone.
+        outputs: Which objects are written.
+        report: Told of every job when it is done or has failed, in the order of the jobs.
+        progress: Told after every batch how many tiles of the series in the network are done.
+
+    Raises:
+        ValueError: There is a memory budget.
+        ModelError: The engine cannot be used for the model, whatever the input.
+        BackendError: It cannot be opened; or a package is missing for what is to be written.
+    """
+    if inference.max_memory_mb:
+        raise ValueError("a memory budget is for one series")
+    if outputs.nifti:
+        require_nibabel()
+    with Worker() as reading, Worker() as writing:
+        reader = _Reader(reading, jobs, model.manifest.modality, outputs)
+        writer = _Writer(writing, inference, outputs, report)
+        with _opened_once(model, inference) as opening:
+            for ordinal, job in reader:
+                try:
+                    # One expression, so that the volume goes with it.
+                    inferred = infer_series(reader.take(), model, opening, inference, outputs, progress)
+                except UcsegError as error:
+                    writer.refuse(ordinal, error)
+                else:
+                    writer.write(ordinal, job, inferred)
+                    del inferred
+            writer.finish()
+
+
+@contextmanager
+def _opened_once(model: Model, inference: InferenceOptions) -> Iterator[AbstractContextManager[Backend]]:
+    """An engine that is open already and stays open, to be entered for every series; unopened where none is entered."""
+    if inference.server is not None and inference.server.mode == "volume":
+        yield open_backend(model, inference)
+    else:
+        with open_backend(model, inference) as backend:
+            yield nullcontext(backend)
+
+
+class _Reader:
+    """Reads one series ahead.
+
+    Iterating gives the jobs with their ordinals; `take` has to be called once for each.
+    """
+
+    def __init__(self, worker: Worker, jobs: Iterable[SeriesJob], modality: str, outputs: OutputOptions) -> None:
+        self._worker = worker
+        self._modality = modality
+        self._outputs = outputs
+        self._upcoming = iter(enumerate(jobs, start=1))
+        self._started: list[tuple[int, SeriesJob]] = []  # at most one
+        self._start_next()
+
+    def __iter__(self) -> Iterator[tuple[int, SeriesJob]]:
+        while self._started:
+            yield self._started[0]
+
+    def take(self) -> ReadSeries:
+        """The series of the current job; the next one is begun.
+
+        Raises:
+            UcsegError: It cannot be segmented.
+        """
+        ordinal, _ = self._started.pop()
+        read = self._answer(ordinal)
+        self._start_next()
+        if isinstance(read, UcsegError):
+            raise read
+        return read
+
+    def _answer(self, ordinal: int) -> ReadSeries | UcsegError:
+        try:
+            return cast(ReadSeries, self._worker.answer())  # what `_read` returns
+        except UcsegError as error:
+            return error
+        except WorkerDiedError as death:
+            return InputError(
+                f"the process that read study {ordinal} {death}.",
+                hint="Segment this study alone; see whether there is memory enough for it.",
+                code=_DIED_READING,
+            )
+
+    def _start_next(self) -> None:
+        for ordinal, job in self._upcoming:
+            self._started.append((ordinal, job))
+            self._worker.start(_read, job, self._modality, self._outputs)
+            return
+
+
+class _Writer:
+    """Writes one series at a time, and reports outcomes in the order in which they are given."""
+
+    def __init__(
+        self, worker: Worker, inference: InferenceOptions, outputs: OutputOptions, report: Callable[[Outcome], None]
+    ) -> None:
+        self._worker = worker
+        self._inference = inference
+        self._outputs = outputs
+        self._report = report
+        self._started: list[tuple[int, SeriesJob]] = []  # at most one
+
+    def write(self, ordinal: int, job: SeriesJob, inferred: InferredSeries) -> None:
+        """Begin to write, once the one before is written."""
+        self.finish()
+        self._started.append((ordinal, job))
+        self._worker.start(write_series, inferred, job.folder, self._inference, self._outputs)
+
+    def refuse(self, ordinal: int, error: UcsegError) -> None:
+        """Report a failure, once the one before is written."""
+        self.finish()
+        self._report(Refused(ordinal, error))
+
+    def finish(self) -> None:
+        """Wait for what is being written, and report it."""
+        while self._started:
+            ordinal, job = self._started.pop()
+            self._report(self._outcome(ordinal, job))
+
+    def _outcome(self, ordinal: int, job: SeriesJob) -> Outcome:
+        try:
+            result = self._answer(ordinal, job)
+        except UcsegError as error:
+            return Refused(ordinal, error)
+        _LOGGER.info("study %d: %.2f s", ordinal, sum(result.seconds.values()))
+        return Segmented(ordinal, result)
+
+    def _answer(self, ordinal: int, job: SeriesJob) -> SeriesResult:
+        try:
+            return cast(SeriesResult, self._worker.answer())  # what `write_series` returns
+        except WorkerDiedError as death:
+            check_output_folder(job.folder, overwrite=True)  # undoes what the process has left
+            message = f"the process that wrote the results of study {ordinal} {death}."
+            raise OutputError(message, hint="Run it again.") from death
+
+
+def _read(job: SeriesJob, modality: str, outputs: OutputOptions) -> ReadSeries:
+    """All that comes before the network. Runs in a child."""
+    check_outputs(job.folder, outputs)
+    times = StageTimes()
+    with times.stage("scan"):
+        found = find_series(job.source, modality)
+    return read_series(found, times)
