@@ -1,6 +1,11 @@
-"""Many series with one open engine: while one is in the network, the next is read and the last is written.
+"""Many series with one open engine: while one is in the network, the next is read and the one before is written.
 
-PLACEHOLDER
+Reading and writing have a process each, and not a thread. Not for speed: on two cores that were busy with other work,
+threads took as long or less. Three studies of 133 slices took 23.6 s of the processor with threads, 26.9 s with
+processes and 24 s one after the other; a process takes one second to start, a study half a second to be passed on. But
+for safety: the filter of warnings and pydicom's validation mode, with which `dicom.headers.quiet_pydicom` keeps values
+of headers out of warnings, belong to the whole process, and any library may switch the filter meanwhile. And a thread
+can neither be stopped by a signal nor die alone.
 """
 
 from __future__ import annotations

@@ -76,4 +76,4 @@ DeviceOption = Annotated[
 GpuMemoryOption = Annotated[
     int, typer.Option("--gpu-memory-mb", min=0, help="Most memory in MB that ONNX Runtime may take on the GPU; 0: all.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output instead of a table.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output instead of a table.")]
