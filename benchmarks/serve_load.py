@@ -155,7 +155,7 @@ def volume_load(service: Service, requests: int, clients: int) -> dict[str, Any]
 
     def request() -> bool:
         server = service.client("volume")
-        found, _ = segment_on_server(volume, service.model, server, gate=False, keep_probabilities=False)
+        found, _ = segment_on_server(volume, service.model, server, gate=False)
         return bool(np.array_equal(found.label_map, expected))
 
     started = time.perf_counter()
@@ -221,7 +221,7 @@ def compare(service: Service, rounds: int) -> dict[str, Any]:
                 seconds[name].append(time.perf_counter() - started)
             started = time.perf_counter()
             server = service.client("volume")
-            segment_on_server(volume, service.model, server, gate=False, keep_probabilities=False)
+            segment_on_server(volume, service.model, server, gate=False)
             seconds["volume"].append(time.perf_counter() - started)
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}  # the first warms up
     ratios = {name: round(median / medians["embedded"], 3) for name, median in medians.items()}

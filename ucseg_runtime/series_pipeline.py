@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ucseg_runtime.backends.choice import choose
-from ucseg_runtime.backends.load import engine_load
+from ucseg_runtime.backends.load import EngineLoad, engine_load
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.dicom.instances import Series
@@ -23,6 +23,9 @@ from ucseg_runtime.series_steps import (
     read_series,
     write_series,
 )
+
+_NOTHING_HERE = EngineLoad(parallel_tiles=1, opened_mb=0.0, tile_mb=0.0, seconds_per_tile=None)
+"""What an engine takes of this machine's memory while a server computes."""
 
 
 def segment_series(
@@ -68,6 +71,7 @@ def _within_memory(
     """The options with so many tiles at the same time as fit the memory budget, where there is one."""
     if not inference.max_memory_mb:
         return inference
-    load = engine_load(model, choose(model, inference), inference)
+    on_server = inference.server is not None
+    load = _NOTHING_HERE if on_server else engine_load(model, choose(model, inference), inference)
     plan = plan_run(volume_geometry(series), model.manifest, outputs, load, inference.max_memory_mb)
     return replace(inference, most_parallel_tiles=plan.parallel_tiles)

@@ -297,6 +297,7 @@ def _segment(
                 model,
                 inference.server,
                 gate=inference.gate,
+                skip_air=inference.skip_air,
                 keep_probabilities=inference.keep_probabilities,
             )
     with ExitStack() as stack:

@@ -34,5 +34,5 @@ def check_server(model: Model, server: TritonServer, *, gate: bool) -> dict[str,
     with open_backend(model, options) as backend:
         segment_volume(volume, model.manifest, backend, options)
     tiles_done = time.perf_counter()
-    segment_on_server(volume, model, server, gate=gate, keep_probabilities=False)
+    segment_on_server(volume, model, server, gate=gate)
     return {TILES_MODEL: tiles_done - started, VOLUME_MODEL: time.perf_counter() - tiles_done}

@@ -44,7 +44,7 @@ def expected(served_phantom: ServedPhantom) -> Segmentation:
 
 def through_server(served: ServedPhantom, remote: TritonServer, volume: Volume = VOLUME) -> Segmentation:
     if remote.mode == "volume":
-        return segment_on_server(volume, served.model, remote, gate=True, keep_probabilities=False)[0]
+        return segment_on_server(volume, served.model, remote, gate=True)[0]
     options = InferenceOptions(server=remote)
     with open_backend(served.model, options) as backend:
         return segment_volume(volume, served.model.manifest, backend, options)
@@ -77,6 +77,8 @@ def test_volume_mode_refuses_what_it_cannot_return(served_phantom: ServedPhantom
     remote = server(served_phantom, "grpc", mode="volume")
     with pytest.raises(BackendUnavailableError, match="no probabilities"):
         segment_on_server(VOLUME, served_phantom.model, remote, gate=True, keep_probabilities=True)
+    with pytest.raises(BackendUnavailableError, match="leaves the air around the patient out"):
+        segment_on_server(VOLUME, served_phantom.model, remote, gate=True, skip_air=False)
 
 
 def test_errors_of_the_pipeline_come_back_as_they_would_here(served_phantom: ServedPhantom) -> None:
@@ -125,3 +127,12 @@ def test_segment_command_writes_the_measurements_of_the_embedded_engine(
     for one, other in zip(here["measurements"], there["measurements"], strict=True):  # type: ignore[call-overload]
         assert (one["name"], one["voxels"]) == (other["name"], other["voxels"])
         assert other["mean_uncertainty"] == pytest.approx(one["mean_uncertainty"], abs=1e-5, nan_ok=True)
+
+
+def test_memory_budget_counts_what_is_here_and_not_the_server(served_phantom: ServedPhantom, tmp_path: Path) -> None:
+    write_ct_series(tmp_path / "study", CtPhantom())
+    arguments = ["--engine", "triton", "--url", served_phantom.server.grpc_url, "--max-memory"]
+    command = ["segment", str(tmp_path / "study"), "--model", str(served_phantom.model.folder), "--out"]
+    refused = CliRunner().invoke(app, [*command, str(tmp_path / "no"), *arguments, "10"])
+    assert (refused.exit_code, "UCSEG-E127" in refused.stderr) == (3, True)
+    assert CliRunner().invoke(app, [*command, str(tmp_path / "yes"), *arguments, "500"]).exit_code == 0

@@ -219,7 +219,7 @@ def test_a_volume_survives_the_kill_and_restart_of_the_server_in_volume_mode(
 ) -> None:
     def segment() -> Segmentation:
         remote = mortal.client("grpc")
-        return segment_on_server(VOLUME, mortal.model, remote, gate=True, keep_probabilities=False)[0]
+        return segment_on_server(VOLUME, mortal.model, remote, gate=True)[0]
 
     def stop_in_the_middle(server: LocalServer) -> None:
         while tiles_done(server) < 5:

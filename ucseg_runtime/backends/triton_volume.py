@@ -48,7 +48,13 @@ class RemoteRun:
 
 
 def segment_on_server(
-    volume: Volume, model: Model, server: TritonServer, *, gate: bool, keep_probabilities: bool
+    volume: Volume,
+    model: Model,
+    server: TritonServer,
+    *,
+    gate: bool,
+    skip_air: bool = True,
+    keep_probabilities: bool = False,
 ) -> tuple[Segmentation, RemoteRun]:
     """Let a server run the whole method on one volume.
 
@@ -60,6 +66,7 @@ def segment_on_server(
         model: Model folder here; the server must hold the same.
         server: Addresses and limits.
         gate: Whether the server's engine must have passed the accuracy gate.
+        skip_air: Whether the air around the patient may be left out, which servers always do.
         keep_probabilities: Whether probabilities are wanted, which no server returns.
 
     Returns:
@@ -74,6 +81,11 @@ def segment_on_server(
         raise BackendUnavailableError(
             "a server returns labels and uncertainty of a whole volume, no probabilities.",
             hint="Use --triton-mode tile, or another --seg-type.",
+        )
+    if not skip_air:
+        raise BackendUnavailableError(
+            "a server that takes whole volumes leaves the air around the patient out.",
+            hint="Use --triton-mode tile to look at everything.",
         )
     table = volume_model()
     check = checker(model, table, gate=gate)
