@@ -129,6 +129,9 @@ class EngineProof(_Frozen):
         ]
         if not self.cases:
             failed.append((math.inf, "no case was compared"))
+        elif all(item.dice is None for case in self.cases for item in case.classes):
+            # An engine that finds nothing anywhere would pass.
+            failed.append((math.inf, "no mask was compared, since no case shows any class of the model"))
         return max(failed)[1] if failed else ""
 
 

@@ -157,7 +157,7 @@ def require_passed(model: Model, proofs: Sequence[EngineProof]) -> None:
     if all(objections):
         raise AccuracyGateError(
             f"no engine passed the accuracy gate; {proofs[0].engine} {proofs[0].precision}: {objections[0]}.",
-            hint="The figures are in the model folder. Use another engine or precision.",
+            hint="The figures are in the model folder. Use another engine or precision, or cases with the classes.",
         )
 
 

@@ -66,7 +66,16 @@ def test_proof_without_cases_proves_nothing() -> None:
 
 
 def test_class_that_neither_finds_is_no_objection() -> None:
-    assert proof(dice=None).objection(Budget(mask_dice=1.0)) == ""
+    found, absent = proof(), proof(dice=None)
+    (one,), (other,) = found.cases, absent.cases
+    both = one.model_copy(update={"classes": (*one.classes, *other.classes)})
+    assert found.model_copy(update={"cases": (both,)}).objection(Budget(mask_dice=1.0)) == ""
+    assert found.model_copy(update={"cases": (one, other)}).objection(Budget(mask_dice=1.0)) == ""
+
+
+def test_cases_without_any_class_prove_nothing() -> None:
+    """There an engine whose output is all black decides like the reference."""
+    assert proof(dice=None).objection(Budget(mask_dice=0.0)).startswith("no mask was compared")
 
 
 def test_auto_takes_the_fastest_that_passed(folder: Path) -> None:
