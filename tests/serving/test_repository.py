@@ -160,19 +160,14 @@ def write_plans(folder: Path, root: Path, *, builder: str = "tensorrt", precisio
     save_engines(root, key, plans, dict.fromkeys(GRAPHS, b"graph"), {name: {} for name in GRAPHS})
 
 
+def tensorrt_repository(folder: Path, tmp_path: Path) -> tuple[object, ...]:
+    return "repository", folder, "--out", tmp_path / "r", "--target", "tensorrt", "--engines", tmp_path / "engines"
+
+
 def test_tensorrt_target_takes_verified_engines_from_the_cache(tmp_path: Path) -> None:
     folder = write_proofs(PHANTOM.write(tmp_path / "phantom"), PLAN_PROOF)
     write_plans(folder, tmp_path / "engines")
-    arguments = (
-        "repository",
-        folder,
-        "--out",
-        tmp_path / "r",
-        "--target",
-        "tensorrt",
-        "--engines",
-        tmp_path / "engines",
-    )
+    arguments = tensorrt_repository(folder, tmp_path)
     assert run(*arguments).exit_code == 0
     assert (tmp_path / "r" / "ucseg_upg" / "1" / "model.plan").read_bytes() == b"plan of upg"
     assert parsed(tmp_path / "r", "ucseg_tiles").parameters["ucseg_precision"].string_value == "f32"
@@ -197,16 +192,7 @@ def test_tensorrt_target_takes_verified_engines_from_the_cache(tmp_path: Path) -
 def test_a_proof_holds_for_its_own_engine_alone(tmp_path: Path, other: dict[str, str]) -> None:
     folder = write_proofs(PHANTOM.write(tmp_path / "phantom"), PLAN_PROOF.model_copy(update=other))
     write_plans(folder, tmp_path / "engines")
-    arguments = (
-        "repository",
-        folder,
-        "--out",
-        tmp_path / "r",
-        "--target",
-        "tensorrt",
-        "--engines",
-        tmp_path / "engines",
-    )
+    arguments = tensorrt_repository(folder, tmp_path)
     refused = run(*arguments)
     assert refused.exit_code == 4
     assert f"tensorrt 10.8.0+{PLAN_BUILD} f32 on GPU sm86 has not passed the accuracy gate" in refused.stderr
@@ -218,9 +204,7 @@ def test_a_record_of_engines_that_cannot_be_read_is_named(tmp_path: Path) -> Non
     folder = proven(PHANTOM.write(tmp_path / "phantom"))
     write_plans(folder, tmp_path / "engines")
     next((tmp_path / "engines").glob("*/engines.json")).write_text("{}")
-    refused = run(
-        "repository", folder, "--out", tmp_path / "r", "--target", "tensorrt", "--engines", tmp_path / "engines"
-    )
+    refused = run(*tensorrt_repository(folder, tmp_path))
     assert refused.exit_code == 4
     assert "the record of the built engines cannot be read" in refused.stderr
 
@@ -228,9 +212,7 @@ def test_a_record_of_engines_that_cannot_be_read_is_named(tmp_path: Path) -> Non
 def test_tensorrt_target_refuses_engines_of_tensorrt_rtx(tmp_path: Path) -> None:
     folder = write_proofs(PHANTOM.write(tmp_path / "phantom"), proof("tensorrt", version="10.8.0"))
     write_plans(folder, tmp_path / "engines", builder="tensorrt_rtx")
-    refused = run(
-        "repository", folder, "--out", tmp_path / "r", "--target", "tensorrt", "--engines", tmp_path / "engines"
-    )
+    refused = run(*tensorrt_repository(folder, tmp_path))
     assert refused.exit_code == 4
     assert "UCSEG-E131" in refused.stderr
 
