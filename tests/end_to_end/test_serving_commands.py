@@ -25,6 +25,11 @@ def command(name: str, *arguments: object) -> list[str]:
     return [str(BIN / name), *(str(argument) for argument in arguments)]
 
 
+def heeding_interrupts() -> None:
+    """A shell lets what it starts in the background ignore interrupts, and so do all children of that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """URLs of a running ``ucseg-serve local``; it must end without an error when it is interrupted."""
@@ -42,13 +47,17 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heeding_interrupts,
     ) as server:
-        assert server.stdout is not None
-        line = server.stdout.readline()
-        assert line.startswith("ready: grpc://127.0.0.1:"), line
-        yield line.split()[1:3]
-        server.send_signal(signal.SIGINT)
-        output, errors = server.communicate(timeout=120)
+        try:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            assert line.startswith("ready: grpc://127.0.0.1:"), line
+            yield line.split()[1:3]
+            server.send_signal(signal.SIGINT)
+            output, errors = server.communicate(timeout=120)
+        finally:
+            server.kill()  # does nothing to one that has ended
     assert (server.returncode, output) == (0, ""), errors
     assert errors == "stopping\n"
 
