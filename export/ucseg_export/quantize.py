@@ -101,5 +101,6 @@ def _load_nncf() -> Any:  # noqa: ANN401  # untyped package
             nncf = importlib.import_module("nncf")
     except ImportError as error:
         raise BackendUnavailableError("Quantising needs the 'int8' extra:", hint="pip install 'ucseg[int8]'") from error
-    nncf.set_log_level(logging.ERROR)
+    # Not nncf.set_log_level: that changes every handler of its logger too, whoever has put it there.
+    logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf

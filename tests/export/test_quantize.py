@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def test_convolutions_of_the_subnets_alone_are_quantised(folder: Path, cases: Pa
     assert model.digest != before.digest
     assert model.graph("merged") == before.graph("merged")
     assert "4 tiles of 1 cases" in model.manifest.provenance["int8"]
+
+
+def test_handlers_that_others_have_put_up_keep_their_level(folder: Path, cases: Path) -> None:
+    handler = logging.NullHandler(logging.DEBUG)
+    logger = logging.getLogger("nncf")
+    logger.addHandler(handler)
+    try:
+        assert add_int8(folder, cases).exit_code == 0
+    finally:
+        logger.removeHandler(handler)
+    assert handler.level == logging.DEBUG
 
 
 def test_integers_serve_only_when_proved_and_differ_from_float(folder: Path, cases: Path) -> None:

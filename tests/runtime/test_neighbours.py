@@ -57,8 +57,10 @@ def kinds(outcomes: list[Outcome]) -> list[tuple[int, str]]:
     return [(item.ordinal, "done" if isinstance(item, Segmented) else type(item.error).__name__) for item in outcomes]
 
 
-def own_children() -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+def own_workers() -> list[int]:
+    """Processes that this one has started as workers and that have not ended."""
+    children = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    return [pid for pid in children if b"worker_child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def assert_complete_or_absent(out: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_defect_stops_everything_and_is_raised_with_its_cause(
     assert "read_with_a_defect" in str(caught.value.__cause__)
     assert outcomes == []
     assert_complete_or_absent(tmp_path)
-    assert own_children() == []
+    assert own_workers() == []
 
 
 def test_an_interruption_leaves_complete_results_or_none_and_no_process(
@@ -219,7 +221,7 @@ def test_an_interruption_leaves_complete_results_or_none_and_no_process(
 
     assert_complete_or_absent(tmp_path)
     assert len(list(tmp_path.iterdir())) < 8
-    assert own_children() == []
+    assert own_workers() == []
 
 
 def test_an_engine_that_cannot_be_opened_is_no_outcome_of_a_study(
