@@ -7,9 +7,11 @@ of 0.94 instead of 0.97.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,15 +84,16 @@ def quantised(graph: bytes, tiles: Sequence[Float32Array]) -> bytes:
         BackendUnavailableError: The quantiser is not installed.
     """
     nncf = _load_nncf()
-    quantised_graph: onnx.ModelProto = nncf.quantize(
-        onnx.load_from_string(graph),
-        nncf.Dataset([{IMAGE: tile} for tile in tiles]),
-        preset=nncf.QuantizationPreset.MIXED,  # weights symmetric, activations as they lie
-        target_device=nncf.TargetDevice.CPU,
-        subset_size=len(tiles),
-        # Not every model has every one of these operators.
-        ignored_scope=nncf.IgnoredScope(patterns=list(_FLOAT_PARTS), types=list(_FLOAT_OPERATORS), validate=False),
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # it draws progress bars; standard output may be JSON
+        quantised_graph: onnx.ModelProto = nncf.quantize(
+            onnx.load_from_string(graph),
+            nncf.Dataset([{IMAGE: tile} for tile in tiles]),
+            preset=nncf.QuantizationPreset.MIXED,  # weights symmetric, activations as they lie
+            target_device=nncf.TargetDevice.CPU,
+            subset_size=len(tiles),
+            # Not every model has every one of these operators.
+            ignored_scope=nncf.IgnoredScope(patterns=list(_FLOAT_PARTS), types=list(_FLOAT_OPERATORS), validate=False),
+        )
     content: bytes = quantised_graph.SerializeToString()
     return content
 

@@ -75,10 +75,12 @@ def test_handlers_that_others_have_put_up_keep_their_level(folder: Path, cases: 
     logger = logging.getLogger("nncf")
     logger.addHandler(handler)
     try:
-        assert add_int8(folder, cases).exit_code == 0
+        finished = add_int8(folder, cases)
     finally:
         logger.removeHandler(handler)
+    assert finished.exit_code == 0
     assert handler.level == logging.DEBUG
+    assert "Statistics collection" not in finished.stdout, "progress bars are no data"
 
 
 def test_integers_serve_only_when_proved_and_differ_from_float(folder: Path, cases: Path) -> None:
