@@ -210,6 +210,25 @@ def _half_shifted(along_mm: float) -> Callable[[Path], None]:
     return write
 
 
+def _stretched(last_step_mm: float) -> Callable[[Path], None]:
+    """The last slice nearer to the one before than it should be."""
+
+    def write(folder: Path) -> None:
+        write_ct_series(folder, edit=lambda index, dataset: moved((index == 9) * (last_step_mm - 2.5))(dataset))
+
+    return write
+
+
+def _interleaved(shift_mm: float, keyword: str = "AcquisitionNumber") -> Callable[[Path], None]:
+    """Every other slice of another pass, a little off the middle."""
+
+    def edit(index: int, dataset: FileDataset) -> None:
+        setattr(dataset, keyword, 1 + index % 2)
+        moved((index % 2) * shift_mm)(dataset)
+
+    return lambda folder: write_ct_series(folder, edit=edit)  # type: ignore[return-value]
+
+
 def _omitting(*indices: int) -> Callable[[Path], object]:
     return lambda folder: write_ct_series(folder, omit=indices)
 
@@ -433,10 +452,16 @@ _BAD_GEOMETRY = (
     ),
     BadInput("two_slices_missing", _omitting(4, 5), SpacingError, "UCSEG-E114", ("7.50 mm", "2 slices seem")),
     BadInput("two_gaps", _omitting(2, 6), SpacingError, "UCSEG-E114", ("5.00 mm", "1 more")),
-    BadInput("one_slice_off_by_0.5_mm", series_with(moved(0.5), 4), SpacingError, "UCSEG-E116", ("0.50 mm",)),
-    BadInput("gap_of_half_a_step", _half_shifted(1.25), SpacingError, "UCSEG-E116", ("3.75 mm",)),
-    BadInput("gantry_tilt_10_degrees", _tilted(10.0), GeometryError, "UCSEG-E117", ("10.0 degrees",)),
-    BadInput("gantry_tilt_1_degree", _tilted(1.0), GeometryError, "UCSEG-E117", ("1.0 degrees",)),
+    BadInput("gap_of_half_a_step", _half_shifted(1.25), SpacingError, "UCSEG-E114", ("3.75 mm",)),
+    BadInput("one_slice_near_the_next", series_with(moved(1.5), 4), SpacingError, "UCSEG-E114", ("4.00 mm",)),
+    BadInput("steps_of_a_third", _stretched(0.8), SpacingError, "UCSEG-E116", ("0.80 mm",)),
+    BadInput(
+        "two_interleaved_passes", _interleaved(0.3), SpacingError, "UCSEG-E116", ("2.20 to 2.80 mm", "1 (5 files)")
+    ),
+    BadInput("two_interleaved_echoes", _interleaved(0.3, "EchoNumbers"), SpacingError, "UCSEG-E116", ("echo",)),
+    BadInput("gantry_tilt_50_degrees", _tilted(50.0), GeometryError, "UCSEG-E117", ("50.0 degrees",)),
+    BadInput("one_slice_sideways", series_with(moved(0, 0.5), 4), GeometryError, "UCSEG-E117", ("file 5 of 10",)),
+    BadInput("two_slices_sideways", series_with(moved(0, 3.0), 4, 5), GeometryError, "UCSEG-E117", ("off the line",)),
     BadInput(
         "no_position", series_with(setting(ImagePositionPatient=None), 3), GeometryError, "UCSEG-E118", ("file 4",)
     ),

@@ -57,6 +57,25 @@ class InferenceOptions:
 
 
 @dataclass(frozen=True)
+class InputOptions:
+    """Which series of an input is segmented, and what it may lack.
+
+    Attributes:
+        series_uid: Series Instance UID that the caller insists on; None for the one that fits the model best.
+        allow_gaps: Most missing slices in a row that are bridged by their neighbours.
+        expect_instances: Number of slices that the series must have; 0 for any.
+    """
+
+    series_uid: str | None = None
+    allow_gaps: int = 0
+    expect_instances: int = 0
+
+
+WHATEVER_FITS = InputOptions()
+"""No wishes of the caller."""
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """Which objects are written.
 

@@ -19,7 +19,7 @@ from typing import cast
 
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.opening import open_backend
-from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.errors import InputError, OutputError, UcsegError
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.nifti import require_nibabel
@@ -91,6 +91,7 @@ def segment_neighbours(
     outputs: OutputOptions,
     report: Callable[[Outcome], None],
     progress: Progress | None = None,
+    wanted: InputOptions = WHATEVER_FITS,
 ) -> None:
     """Segment the one fitting series of each of many inputs; what is written is what `segment_series` writes.
 
@@ -105,6 +106,7 @@ def segment_neighbours(
         outputs: Which objects are written.
         report: Told of every job when it is done or has failed, in the order of the jobs.
         progress: Told after every batch how many tiles of the series in the network are done.
+        wanted: What the series of every input may lack.
 
     Raises:
         ValueError: There is a memory budget.
@@ -116,7 +118,7 @@ def segment_neighbours(
     if outputs.nifti:
         require_nibabel()
     with Worker() as reading, Worker() as writing:
-        reader = _Reader(reading, jobs, model.manifest.modality, outputs)
+        reader = _Reader(reading, jobs, model.manifest.modality, wanted, outputs)
         writer = _Writer(writing, inference, outputs, report)
         with _opened_once(model, inference) as opening:
             for ordinal, job in reader:
@@ -147,10 +149,11 @@ class _Reader:
     Iterating gives the jobs with their ordinals; `take` has to be called once for each.
     """
 
-    def __init__(self, worker: Worker, jobs: Iterable[SeriesJob], modality: str, outputs: OutputOptions) -> None:
+    def __init__(
+        self, worker: Worker, jobs: Iterable[SeriesJob], modality: str, wanted: InputOptions, outputs: OutputOptions
+    ) -> None:
         self._worker = worker
-        self._modality = modality
-        self._outputs = outputs
+        self._settings = modality, wanted, outputs
         self._upcoming = iter(enumerate(jobs, start=1))
         self._started: list[tuple[int, SeriesJob]] = []  # at most one
         self._start_next()
@@ -187,7 +190,7 @@ class _Reader:
     def _start_next(self) -> None:
         for ordinal, job in self._upcoming:
             self._started.append((ordinal, job))
-            self._worker.start(_read, job, self._modality, self._outputs)
+            self._worker.start(_read, job, *self._settings)
             return
 
 
@@ -237,10 +240,10 @@ class _Writer:
             raise OutputError(message, hint="Run it again.") from death
 
 
-def _read(job: SeriesJob, modality: str, outputs: OutputOptions) -> ReadSeries:
+def _read(job: SeriesJob, modality: str, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
     """All that comes before the network. Runs in a child."""
     check_outputs(job.folder, outputs)
     times = StageTimes()
     with times.stage("scan"):
-        found = find_series(job.source, modality)
+        found = find_series(job.source, modality, wanted)
     return read_series(found, times)

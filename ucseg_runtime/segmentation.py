@@ -9,8 +9,8 @@ import numpy as np
 
 from ucseg_runtime.arrays import Float32Array, UInt8Array, UInt16Array
 from ucseg_runtime.errors import SegWriteError
-from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.manifest import SegmentClass
+from ucseg_runtime.slice_stack import AcquiredGrid, SliceStack, straight_grid
 
 UNCERTAINTY_SCALE = 65535
 """Stored value of an uncertainty of 1."""
@@ -46,7 +46,7 @@ class Segmentation:
             writing is all that is left to do: see `ready_to_write`.
         probabilities: uint8, shape (foreground classes, z, y, x), probability × 255 in the order of `classes`; None
             unless asked for.
-        geometry: Source grid.
+        geometry: Source grid; a stack where slices are tilted or unevenly spaced, see `on_slices`.
         classes: Foreground classes of the model.
         engine: What computed it.
     """
@@ -54,7 +54,7 @@ class Segmentation:
     label_map: UInt8Array
     uncertainty: Float32Array | UInt16Array
     probabilities: UInt8Array | None
-    geometry: VolumeGeometry
+    geometry: AcquiredGrid
     classes: tuple[SegmentClass, ...]
     engine: EngineInfo
 
@@ -79,6 +79,31 @@ def stored_uncertainty(uncertainty: Float32Array | UInt16Array) -> UInt16Array:
             )
         target[...] = np.rint(plane * np.float32(UNCERTAINTY_SCALE))
     return stored
+
+
+def on_slices(segmentation: Segmentation, stack: SliceStack) -> Segmentation:
+    """A segmentation of the straight grid of a stack on the slices as they were acquired, ready to be written.
+
+    Labels are those of the nearest voxel; uncertainty and probabilities are linear between voxels.
+
+    Args:
+        segmentation: On `SliceStack.straight_grid`, its uncertainty in float32.
+        stack: The slices.
+
+    Raises:
+        SegWriteError: A value of the uncertainty is not finite or outside [0, 1].
+    """
+    probabilities = segmentation.probabilities
+    if probabilities is not None:
+        probabilities = np.stack([stack.linear_on_slices(channel) for channel in probabilities])
+    return Segmentation(
+        label_map=stack.nearest_on_slices(segmentation.label_map),
+        uncertainty=stored_uncertainty(stack.linear_on_slices(cast(Float32Array, segmentation.uncertainty))),
+        probabilities=probabilities,
+        geometry=stack,
+        classes=segmentation.classes,
+        engine=segmentation.engine,
+    )
 
 
 def ready_to_write(segmentation: Segmentation) -> Segmentation:
@@ -127,7 +152,7 @@ def measure(segmentation: Segmentation) -> tuple[SegmentMeasurement, ...]:
             label=item.label,
             name=item.name,
             voxels=int(voxels[item.label]),
-            volume_ml=float(voxels[item.label]) * segmentation.geometry.voxel_volume_ml,
+            volume_ml=float(voxels[item.label]) * straight_grid(segmentation.geometry).voxel_volume_ml,
             mean_uncertainty=float(uncertainty[item.label] / voxels[item.label])
             if voxels[item.label]
             else float("nan"),

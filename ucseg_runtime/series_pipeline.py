@@ -8,7 +8,7 @@ from pathlib import Path
 from ucseg_runtime.backends.choice import choose
 from ucseg_runtime.backends.load import EngineLoad, engine_load
 from ucseg_runtime.backends.opening import open_backend
-from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.stacking import volume_geometry
 from ucseg_runtime.model_folder import Model
@@ -34,7 +34,7 @@ def segment_series(
     model: Model,
     inference: InferenceOptions,
     outputs: OutputOptions,
-    series_uid: str | None = None,
+    wanted: InputOptions = WHATEVER_FITS,
     progress: Progress | None = None,
 ) -> SeriesResult:
     """Segment the one series of an input that fits the model, and publish all results or none.
@@ -45,7 +45,7 @@ def segment_series(
         model: Verified model folder.
         inference: Engine, precision, threads.
         outputs: Which objects are written.
-        series_uid: Series that the caller insists on.
+        wanted: Which series, and what it may lack.
         progress: Told after every batch how many tiles are done.
 
     Raises:
@@ -56,7 +56,7 @@ def segment_series(
     check_outputs(folder, outputs)
     times = StageTimes()
     with times.stage("scan"):
-        found = find_series(source, model.manifest.modality, series_uid)
+        found = find_series(source, model.manifest.modality, wanted)
         inference = _within_memory(found.selection.chosen, model, inference, outputs)
     # One statement, so that the volume is gone before anything is written.
     inferred = infer_series(

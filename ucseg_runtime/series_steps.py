@@ -19,11 +19,13 @@ from pydicom.dataset import Dataset
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.timed import TimedBackend
 from ucseg_runtime.backends.triton_volume import RemoteRun, segment_on_server
-from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.dicom.checks import require_instances
 from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.reader import read_volume, source_headers
 from ucseg_runtime.dicom.selection import RejectedSeries, Selection, select_series
 from ucseg_runtime.dicom.series import SkippedFile, scan
+from ucseg_runtime.dicom.stacking import acquired_grid
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.montage import montage_png
@@ -41,7 +43,8 @@ from ucseg_runtime.publish import (
     space_needed,
     staged_results,
 )
-from ucseg_runtime.segmentation import EngineInfo, Segmentation, SegmentMeasurement, measure, ready_to_write
+from ucseg_runtime.segmentation import EngineInfo, Segmentation, SegmentMeasurement, measure, on_slices, ready_to_write
+from ucseg_runtime.slice_stack import SliceStack, straight_grid
 from ucseg_runtime.version import __version__
 from ucseg_runtime.volume import Volume
 
@@ -131,7 +134,8 @@ class InferredSeries:
     Attributes:
         found: What was segmented.
         sources: Header of every slice.
-        segmentation: With the uncertainty as it is stored.
+        segmentation: On the straight grid that was segmented, with the uncertainty as it is stored.
+        on_slices: The same on the slices as they were acquired; the same object where they lie on that grid.
         measurements: One per class.
         picture: A PNG.
         identity: Everything but the images that decides what the outputs hold.
@@ -143,6 +147,7 @@ class InferredSeries:
     found: FoundSeries
     sources: Sequence[Dataset]
     segmentation: Segmentation
+    on_slices: Segmentation
     measurements: tuple[SegmentMeasurement, ...]
     picture: bytes
     identity: RunIdentity
@@ -163,19 +168,22 @@ def check_outputs(folder: Path, outputs: OutputOptions) -> None:
         require_nibabel()
 
 
-def find_series(source: Path, modality: str, series_uid: str | None = None) -> FoundSeries:
+def find_series(source: Path, modality: str, wanted: InputOptions = WHATEVER_FITS) -> FoundSeries:
     """Read all headers of an input and choose one series.
 
     Args:
         source: Folder or file with DICOM images.
         modality: That the model was made for.
-        series_uid: Series that the caller insists on.
+        wanted: What the caller insists on, and allows.
 
     Raises:
-        InputError: The input cannot be read, or no series of it can be segmented.
+        InputError: The input cannot be read, no series of it can be segmented, or it has another number of slices than
+            expected.
     """
-    found = scan(source)
-    return FoundSeries(select_series(found, modality, series_uid), found.skipped)
+    found = scan(source, allow_gaps=wanted.allow_gaps)
+    selection = select_series(found, modality, wanted.series_uid)
+    require_instances(selection.chosen, wanted.expect_instances)
+    return FoundSeries(selection, found.skipped)
 
 
 def read_series(found: FoundSeries, times: StageTimes) -> ReadSeries:
@@ -222,12 +230,16 @@ def infer_series(
     inference = replace(inference, keep_probabilities=outputs.seg_type == "fractional")
     segmentation, network = _segment(read, model, opening, inference, progress)
     with read.times.stage("measure"):
+        grid = acquired_grid(read.found.selection.chosen)
+        measurements, picture = measure(segmentation), montage_png(read.volume, segmentation)
+        straight = ready_to_write(segmentation)
         return InferredSeries(
             found=read.found,
             sources=read.sources,
-            measurements=measure(segmentation),
-            picture=montage_png(read.volume, segmentation),
-            segmentation=ready_to_write(segmentation),
+            measurements=measurements,
+            picture=picture,
+            segmentation=straight,
+            on_slices=on_slices(segmentation, grid) if isinstance(grid, SliceStack) else straight,
             identity=run_identity(model, network.info.engine, inference, outputs),
             engine_reason=network.info.reason,
             tiles=network.tiles,
@@ -317,14 +329,16 @@ def _write_all(staging: Staging, inferred: InferredSeries, outputs: OutputOption
     from ucseg_runtime.dicom.seg_writer import write_seg
     from ucseg_runtime.dicom.sr_writer import write_sr
 
-    segmentation, sources, identity = inferred.segmentation, inferred.sources, inferred.identity
-    seg = write_seg(staging.path(SEGMENTATION), segmentation, sources, identity, outputs.seg_type)
-    pmap = write_pmap(staging.path(UNCERTAINTY), segmentation, sources, identity)
-    write_sr(staging.path(REPORT), segmentation, inferred.measurements, sources, identity, seg, pmap)
+    segmentation, on_frames = inferred.segmentation, inferred.on_slices
+    sources, identity = inferred.sources, inferred.identity
+    seg = write_seg(staging.path(SEGMENTATION), on_frames, sources, identity, outputs.seg_type)
+    pmap = write_pmap(staging.path(UNCERTAINTY), on_frames, sources, identity)
+    write_sr(staging.path(REPORT), on_frames, inferred.measurements, sources, identity, seg, pmap)
     staging.path(MONTAGE).write_bytes(inferred.picture)
     if outputs.nifti:
-        write_nifti(staging.path(LABELS_NIFTI), segmentation.label_map, segmentation.geometry)
-        write_nifti(staging.path(UNCERTAINTY_NIFTI), segmentation.uncertainty, segmentation.geometry)
+        straight = straight_grid(segmentation.geometry)
+        write_nifti(staging.path(LABELS_NIFTI), segmentation.label_map, straight)
+        write_nifti(staging.path(UNCERTAINTY_NIFTI), segmentation.uncertainty, straight)
 
 
 def _record(inferred: InferredSeries, inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:

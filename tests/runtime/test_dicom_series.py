@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom import uid
@@ -24,10 +25,13 @@ from tests.phantoms import (
     edit_file,
     write_ct_series,
 )
+from ucseg_runtime.config import InputOptions
 from ucseg_runtime.dicom.selection import select_series
 from ucseg_runtime.dicom.series import Scan, Series, scan
-from ucseg_runtime.dicom.stacking import volume_geometry
+from ucseg_runtime.dicom.stacking import acquired_grid, volume_geometry
 from ucseg_runtime.errors import GeometryError, InputError, SeriesSelectionError, SpacingError
+from ucseg_runtime.series_steps import find_series
+from ucseg_runtime.slice_stack import SliceStack
 
 SMALL = CtPhantom(shape=(4, 12, 10))
 
@@ -305,13 +309,70 @@ def test_thick_steps_tolerate_one_per_cent(tmp_path: Path) -> None:
     assert volume_geometry(only_series(tmp_path)).spacing_mm[0] == pytest.approx(20.0)
 
 
-def test_small_steps_that_add_up_are_refused(tmp_path: Path) -> None:
+def test_small_steps_that_add_up_are_not_taken_for_even_ones(tmp_path: Path) -> None:
     """Every single step is within 0.1 mm of the usual one, yet the far end would be misplaced by 2 mm."""
     phantom = replace(SMALL, shape=(60, 12, 10))
     write_ct_series(tmp_path, phantom, edit=lambda i, d: moved(0.07 * max(0, i - 30))(d))
 
-    with pytest.raises(SpacingError, match="unevenly"):
-        volume_geometry(only_series(tmp_path))
+    series = only_series(tmp_path)
+
+    assert isinstance(acquired_grid(series), SliceStack)
+    assert "unevenly spaced, 2.50 to 2.57 mm; they are resampled" in " ".join(series.notes)
+
+
+def test_change_of_the_step_within_a_protocol_is_no_gap(tmp_path: Path) -> None:
+    phantom = replace(SMALL, shape=(12, 12, 10))
+    write_ct_series(tmp_path, phantom, edit=lambda i, d: moved(2.5 * max(0, i - 6))(d))
+
+    grid = acquired_grid(only_series(tmp_path))
+
+    assert isinstance(grid, SliceStack)
+    assert grid.straight_grid.shape == (17, 12, 10)
+
+
+def test_same_steps_with_a_hole_in_the_numbers_are_gaps(tmp_path: Path) -> None:
+    def skipping(index: int, dataset: FileDataset) -> None:
+        moved(2.5 * max(0, index - 6))(dataset)
+        dataset.InstanceNumber = index + 1 + max(0, index - 6)
+
+    write_ct_series(tmp_path, replace(SMALL, shape=(12, 12, 10)), edit=skipping)
+
+    with pytest.raises(SpacingError, match=r"slices 7 and 8 of 12.* There are 4 more such gaps"):
+        acquired_grid(only_series(tmp_path))
+
+
+def test_gap_is_bridged_when_that_is_allowed(tmp_path: Path) -> None:
+    write_ct_series(tmp_path, replace(SMALL, shape=(9, 12, 10)), omit=(3, 6, 7))
+
+    with pytest.raises(SpacingError, match="2 slices seem to be missing"):
+        acquired_grid(scan(tmp_path, allow_gaps=1).series[0])
+    (series,) = scan(tmp_path, allow_gaps=2).series
+    grid = acquired_grid(series)
+
+    assert isinstance(grid, SliceStack)
+    assert grid.straight_grid.matches(replace(SMALL, shape=(9, 12, 10)).geometry)
+    assert "2.50 to 7.50 mm; they are resampled" in " ".join(series.notes)
+
+
+@pytest.mark.parametrize("degrees", [-20.0, 1.0, 30.0])
+def test_gantry_tilt_is_told_by_its_angle(tmp_path: Path, degrees: float) -> None:
+    step = SMALL.spacing_mm[0] * float(np.tan(np.radians(degrees)))
+    write_ct_series(tmp_path, SMALL, edit=lambda i, d: moved(sideways_mm=i * step)(d))
+
+    series = only_series(tmp_path)
+
+    assert isinstance(acquired_grid(series), SliceStack)
+    assert f"tilted by {abs(degrees):.1f} degrees" in " ".join(series.notes)
+
+
+def test_expected_number_of_slices_is_insisted_on(tmp_path: Path) -> None:
+    write_ct_series(tmp_path, SMALL, omit=(3,))
+
+    with pytest.raises(SeriesSelectionError, match="3 slices \\(expected 4") as caught:
+        find_series(tmp_path, "CT", InputOptions(expect_instances=4))
+
+    assert caught.value.code == "UCSEG-E115"
+    assert find_series(tmp_path, "CT", InputOptions(expect_instances=3)).selection.chosen.number_of_instances == 3
 
 
 def test_gap_among_three_slices_is_found(tmp_path: Path) -> None:
@@ -392,7 +453,7 @@ def test_several_unusable_series_give_all_reasons(tmp_path: Path) -> None:
 
 
 def test_geometry_error_is_raised_by_geometry_itself(tmp_path: Path) -> None:
-    write_ct_series(tmp_path, SMALL, edit=lambda i, d: moved(sideways_mm=2.0 * i)(d))
+    write_ct_series(tmp_path, SMALL, edit=lambda i, d: moved(sideways_mm=3.0 * i)(d))
 
-    with pytest.raises(GeometryError, match="gantry tilt"):
+    with pytest.raises(GeometryError, match="gantry tilt of 50"):
         volume_geometry(only_series(tmp_path))

@@ -15,6 +15,7 @@ from ucseg_runtime.model_folder import load_model
 from ucseg_training.checkpoint import load_checkpoint
 from ucseg_training.cli.app import app
 from ucseg_training.data.phantom_planes import PhantomPlanes, draw_phantom_plane
+from ucseg_training.phantom_training import SIDE
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -90,7 +91,7 @@ def test_phantom_model_is_trained_exported_and_says_what_it_is(channels: int, tm
     )
     assert exported.exit_code == 0, exported.output
     manifest = load_model(tmp_path / "model").manifest
-    assert (manifest.dim, manifest.channels, manifest.tiling.tile_shape) == (2, channels, (1, 224, 224))
+    assert (manifest.dim, manifest.channels, manifest.tiling.tile_shape) == (2, channels, (1, SIDE, SIDE))
     assert "Phantom-trained" in manifest.intended_use
 
 

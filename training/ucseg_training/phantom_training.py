@@ -13,7 +13,7 @@ from ucseg_training.optimisation import Optimisation
 from ucseg_training.run_training import trio_for
 from ucseg_training.trainer import TrainingPlan, train
 
-SIDE = 224
+SIDE = 96
 _MODALITY = {3: "ES", 1: "US"}
 
 

@@ -17,7 +17,7 @@ from ucseg_runtime.cli.server_options import (
     UrlOption,
     split_engine,
 )
-from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, OutputOptions
 
 
 def demo(
@@ -41,7 +41,7 @@ def demo(
                 None,
                 InferenceOptions(engine=local, server=server),
                 OutputOptions(overwrite=overwrite),
-                None,
+                WHATEVER_FITS,
                 as_json,
             )
         if not as_json:

@@ -42,6 +42,12 @@ SegTypeOption = Annotated[SegType, typer.Option("--seg-type", help="Encoding of 
 SeriesOption = Annotated[
     str | None, typer.Option("--series", help="Series Instance UID to use when several fit.", show_default=False)
 ]
+AllowGapsOption = Annotated[
+    int, typer.Option("--allow-gaps", min=0, help="Most missing slices in a row that are bridged; 0 means none.")
+]
+ExpectInstancesOption = Annotated[
+    int, typer.Option("--expect-instances", min=0, help="Refuse a series of another number of slices; 0 means any.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder already holds.")]
 NiftiOption = Annotated[
     bool, typer.Option("--nifti", help="Write label map and uncertainty as NIfTI too (extra: nifti).")

@@ -12,8 +12,10 @@ import typer
 
 from ucseg_runtime.cache import compiled_models_folder
 from ucseg_runtime.cli.options import (
+    AllowGapsOption,
     CacheOption,
     DeviceOption,
+    ExpectInstancesOption,
     GateOption,
     GpuMemoryOption,
     InputsArgument,
@@ -44,7 +46,7 @@ from ucseg_runtime.cli.server_options import (
     UrlOption,
     split_engine,
 )
-from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.errors import EXIT_SOME_FAILED
 from ucseg_runtime.server_options import TlsFiles
 
@@ -62,6 +64,8 @@ def segment(
     gate: GateOption = True,
     seg_type: SegTypeOption = "binary",
     series: SeriesOption = None,
+    allow_gaps: AllowGapsOption = 0,
+    expect_instances: ExpectInstancesOption = 0,
     nifti: NiftiOption = False,
     threads: ThreadsOption = 0,
     skip_air: SkipAirOption = True,
@@ -87,7 +91,7 @@ def segment(
     inputs; exit code 7 says that some of them failed.
     """
     if len(input) > 1:
-        _refuse_options_for_one_input(series, max_memory)
+        _refuse_options_for_one_input(series, expect_instances, max_memory)
     with reported(as_json):
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
         local, server = split_engine(
@@ -107,10 +111,11 @@ def segment(
             server=server,
         )
         outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
+        wanted = InputOptions(series, allow_gaps, expect_instances)
         if len(input) == 1:
-            run_and_report(input[0], out, model, inference, outputs, series, as_json)
+            run_and_report(input[0], out, model, inference, outputs, wanted, as_json)
         else:
-            _run_many_and_report(input, out, model, inference, outputs, as_json)
+            _run_many_and_report(input, out, model, inference, outputs, wanted, as_json)
 
 
 def run_and_report(
@@ -119,7 +124,7 @@ def run_and_report(
     model: Path | None,
     inference: InferenceOptions,
     outputs: OutputOptions,
-    series_uid: str | None,
+    wanted: InputOptions,
     as_json: bool,
 ) -> None:
     """Segment and print the summary. Raises what `segment_series` raises."""
@@ -128,16 +133,18 @@ def run_and_report(
 
     loaded = load_model(model or default_model_folder())
     with tile_progress(quiet=as_json) as progress:
-        result = segment_series(source, out, loaded, inference, outputs, series_uid, progress)
+        result = segment_series(source, out, loaded, inference, outputs, wanted, progress)
     if as_json:
         print_json(_as_json(result))
     else:
         _print_summary(result)
 
 
-def _refuse_options_for_one_input(series_uid: str | None, max_memory_mb: int) -> None:
+def _refuse_options_for_one_input(series_uid: str | None, expect_instances: int, max_memory_mb: int) -> None:
     if series_uid is not None:
         raise typer.BadParameter("--series is for one input; it names a series of it.")
+    if expect_instances:
+        raise typer.BadParameter("--expect-instances is for one input.")
     if max_memory_mb:
         raise typer.BadParameter("--max-memory is for one input; neighbouring studies share the memory.")
 
@@ -148,6 +155,7 @@ def _run_many_and_report(
     model: Path | None,
     inference: InferenceOptions,
     outputs: OutputOptions,
+    wanted: InputOptions,
     as_json: bool,
 ) -> None:
     """Segment all inputs and print one row each. Folders are numbered, since names can hold patient data.
@@ -168,7 +176,7 @@ def _run_many_and_report(
             typer.echo(f"study {outcome.ordinal} of {len(sources)}: {_in_words(outcome)}", err=True)
 
     jobs = (SeriesJob(source, out / str(number)) for number, source in enumerate(sources, start=1))
-    segment_neighbours(jobs, loaded, inference, outputs, report)
+    segment_neighbours(jobs, loaded, inference, outputs, report, wanted=wanted)
     if as_json:
         print_json([_outcome_as_json(outcome) for outcome in outcomes])
     else:

@@ -61,6 +61,24 @@ def require_slice_images(series: Series) -> None:
             raise _unsuitable(f"files of more than one {shared} share one Series Instance UID", code="UCSEG-E110")
 
 
+def require_instances(series: Series, expected: int) -> None:
+    """Check the number of slices against what the caller knows of the series.
+
+    Args:
+        series: Any.
+        expected: Number of slices; 0 for any.
+
+    Raises:
+        SeriesSelectionError: It is another one.
+    """
+    if expected not in (0, series.number_of_instances):
+        raise _unsuitable(
+            f"the series has {series.number_of_instances} slices (expected {expected}, by --expect-instances)",
+            hint="Export the series again; slices at its ends may be missing.",
+            code="UCSEG-E115",
+        )
+
+
 def require_readable_pixels(series: Series, max_volume_bytes: int = MAX_VOLUME_BYTES) -> None:
     """Check everything about the pixels that can be known without decoding them.
 

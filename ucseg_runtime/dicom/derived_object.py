@@ -20,7 +20,7 @@ from ucseg_runtime.dicom.equipment import scanner
 from ucseg_runtime.dicom.headers import quiet_pydicom
 from ucseg_runtime.dicom.source_study import UNUSABLE, SourceStudy, copy_patient_and_study
 from ucseg_runtime.errors import SegWriteError
-from ucseg_runtime.geometry import VolumeGeometry
+from ucseg_runtime.slice_stack import AcquiredGrid
 
 StoredPlane: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
@@ -104,7 +104,7 @@ def read_header(path: Path) -> FileDataset:
 
 
 def check_frames(
-    path: Path, geometry: VolumeGeometry, expected: Callable[[PlacedFrame], StoredPlane]
+    path: Path, geometry: AcquiredGrid, expected: Callable[[PlacedFrame], StoredPlane]
 ) -> set[PlacedFrame]:
     """Read an object back and compare every frame with what was to be written.
 
@@ -156,7 +156,7 @@ def _bit_planes(path: Path, header: Dataset) -> Iterator[StoredPlane]:
         yield bits[skipped : skipped + size].reshape(header.Rows, header.Columns)
 
 
-def _placed_frames(header: Dataset, geometry: VolumeGeometry) -> list[PlacedFrame]:
+def _placed_frames(header: Dataset, geometry: AcquiredGrid) -> list[PlacedFrame]:
     groups = header.PerFrameFunctionalGroupsSequence
     slices = _slices_of(header, groups, geometry)
     return [PlacedFrame(_segment_of(header, group), int(z)) for group, z in zip(groups, slices, strict=True)]
@@ -169,7 +169,7 @@ def _segment_of(header: Dataset, group: Dataset) -> int:
     return 0
 
 
-def _slices_of(header: Dataset, groups: Iterable[Dataset], geometry: VolumeGeometry) -> npt.NDArray[np.intp]:
+def _slices_of(header: Dataset, groups: Iterable[Dataset], geometry: AcquiredGrid) -> npt.NDArray[np.intp]:
     """The z index of every frame, from its own position, orientation and spacing."""
     shared = header.SharedFunctionalGroupsSequence[0]
     origins = np.array([group.PlanePositionSequence[0].ImagePositionPatient for group in groups], dtype=np.float64)

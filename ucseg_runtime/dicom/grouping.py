@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from ucseg_runtime.dicom.headers import content_digest, open_unchanged
 from ucseg_runtime.dicom.instances import Acquisition, Instance, Series, stand_in_uid
-from ucseg_runtime.dicom.stacking import sorted_along_normal, stack_geometry
+from ucseg_runtime.dicom.stacking import grid_of_slices, sorted_along_normal
 from ucseg_runtime.errors import GeometryError, SpacingError
+from ucseg_runtime.slice_stack import AcquiredGrid, SliceStack
 
 _ACQUISITION_KEYS: tuple[tuple[str, Callable[[Acquisition], int | None]], ...] = (
     ("acquisition number", attrgetter("acquisition_number")),
@@ -18,12 +20,17 @@ _ACQUISITION_KEYS: tuple[tuple[str, Callable[[Acquisition], int | None]], ...] =
 )
 
 
-def series_from_instances(instances: Iterable[Instance]) -> tuple[Series, ...]:
-    """All series in `instances`, in an order that depends on their content alone."""
+def series_from_instances(instances: Iterable[Instance], allow_gaps: int = 0) -> tuple[Series, ...]:
+    """All series in `instances`, in an order that depends on their content alone.
+
+    Args:
+        instances: Of all files.
+        allow_gaps: Most missing slices in a row that may be bridged.
+    """
     groups: defaultdict[Hashable, list[Instance]] = defaultdict(list)
     for instance in instances:
         groups[_identity(instance)].append(instance)
-    series = [member for group in groups.values() for member in _series_of_group(group)]
+    series = [member for group in groups.values() for member in _series_of_group(group, allow_gaps)]
     return tuple(sorted(series, key=_listing_order))
 
 
@@ -48,12 +55,13 @@ def _listing_order(series: Series) -> tuple[str, int, str, str, str]:
     return series.study_uid, number, series.series_uid, series.frame_of_reference_uid, first
 
 
-def _series_of_group(group: Sequence[Instance]) -> list[Series]:
+def _series_of_group(group: Sequence[Instance], allow_gaps: int) -> list[Series]:
     instances, notes = _without_localizers(group)
     instances, copies = _without_copies(instances)
     notes = [*notes, *copies, *_numbering_notes(group), *_rescale_notes(instances)]
     return [
-        _series(sorted_along_normal(part), [*notes, *split_note]) for part, split_note in _split_acquisitions(instances)
+        replace(_series(sorted_along_normal(part.instances), [*notes, *part.notes]), allowed_gaps=allow_gaps)
+        for part in _split_acquisitions(instances, allow_gaps)
     ]
 
 
@@ -117,39 +125,48 @@ def _content(instance: Instance) -> Hashable:
         return instance.path  # cannot be compared any more, so it counts as different
 
 
-def _split_acquisitions(instances: Sequence[Instance]) -> list[tuple[Sequence[Instance], list[str]]]:
+@dataclass(frozen=True)
+class _Part:
+    """The files of one volume, and what is to be said of them."""
+
+    instances: Sequence[Instance]
+    notes: list[str]
+
+
+def _split_acquisitions(instances: Sequence[Instance], allow_gaps: int) -> list[_Part]:
     """Several passes over the same positions, one part each; everything in one part where that is not the case."""
-    if not _shares_positions(instances):
-        return [(instances, [])]
-    for name, number_of in _ACQUISITION_KEYS:
-        parts: defaultdict[int, list[Instance]] = defaultdict(list)
-        for instance in instances:
-            number = number_of(instance.acquisition)
-            parts[-1 if number is None else number].append(instance)
-        if len(parts) > 1 and all(_is_full_volume(part) for part in parts.values()):
-            return [
-                (part, [f"One of {len(parts)} volumes of the series, told apart by {name}: {number}."])
-                for number, part in sorted(parts.items())
-            ]
-    return [(instances, [])]
+    whole = _layout(instances, allow_gaps)
+    if isinstance(whole, SpacingError) and whole.code == "UCSEG-E113":
+        for name, number_of in _ACQUISITION_KEYS:
+            parts: defaultdict[int, list[Instance]] = defaultdict(list)
+            for instance in instances:
+                number = number_of(instance.acquisition)
+                parts[-1 if number is None else number].append(instance)
+            layouts = {number: _layout(part, allow_gaps) for number, part in parts.items()}
+            if len(parts) > 1 and not any(isinstance(layout, GeometryError) for layout in layouts.values()):
+                told_apart = f"One of {len(parts)} volumes of the series, told apart by {name}"
+                return [
+                    _Part(part, [f"{told_apart}: {number}.", *_layout_notes(layouts[number])])
+                    for number, part in sorted(parts.items())
+                ]
+    return [_Part(instances, _layout_notes(whole))]
 
 
-def _shares_positions(instances: Sequence[Instance]) -> bool:
+def _layout(instances: Sequence[Instance], allow_gaps: int) -> AcquiredGrid | GeometryError:
+    """How slices lie, or why they form no volume."""
     try:
-        stack_geometry(instances)
-    except SpacingError as error:
-        return error.code == "UCSEG-E113"
-    except GeometryError:
-        return False
-    return False
+        return grid_of_slices(instances, allow_gaps)
+    except GeometryError as error:
+        return error
 
 
-def _is_full_volume(instances: Sequence[Instance]) -> bool:
-    try:
-        stack_geometry(instances)
-    except GeometryError:
-        return False
-    return True
+def _layout_notes(layout: AcquiredGrid | GeometryError) -> list[str]:
+    if not isinstance(layout, SliceStack):
+        return []
+    return [
+        f"The slices are {layout.in_words}; they are resampled to a straight grid with a step of "
+        f"{layout.straight_grid.spacing_mm[0]:.2f} mm, and results are mapped back onto the slices as acquired."
+    ]
 
 
 def _numbering_notes(group: Sequence[Instance]) -> list[str]:

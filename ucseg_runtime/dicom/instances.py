@@ -167,6 +167,7 @@ class Series:
         columns: Of the first instance.
         instances: Ascending along the slice normal, row × column; by instance number where positions are missing.
         notes: What was put right or left out, one sentence each, free of patient data.
+        allowed_gaps: Most missing slices in a row that may be bridged.
     """
 
     study_uid: str
@@ -178,6 +179,7 @@ class Series:
     columns: int
     instances: tuple[Instance, ...]
     notes: tuple[str, ...] = ()
+    allowed_gaps: int = 0
 
     @property
     def number_of_instances(self) -> int:

@@ -26,9 +26,10 @@ from ucseg_runtime.dicom.intensities import (
     stored_dtype,
     without_unused_bits,
 )
-from ucseg_runtime.dicom.stacking import volume_geometry
+from ucseg_runtime.dicom.stacking import acquired_grid
 from ucseg_runtime.dicom.transfer_syntaxes import NATIVE
 from ucseg_runtime.errors import InputError, PixelDataError
+from ucseg_runtime.slice_stack import SliceStack
 from ucseg_runtime.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 def read_volume(series: Series, limits: DecodeLimits | None = None) -> Volume:
     """The voxels of a series in modality units, after every check on its geometry and its pixels.
+
+    Slices that are tilted or unevenly spaced are resampled to a straight grid; `acquired_grid` is the way back.
 
     Compressed frames are decoded in a child process with limits, because native decoders can die on malformed data.
 
@@ -53,13 +56,15 @@ def read_volume(series: Series, limits: DecodeLimits | None = None) -> Volume:
     """
     start = perf_counter()
     require_slice_images(series)
-    geometry = volume_geometry(series)
+    grid = acquired_grid(series)
     require_readable_pixels(series)
     voxels = modality_values(_stored_values(series, limits or DecodeLimits()), series.instances)
     if series.modality == "CT":
         require_hounsfield_units(voxels)
     logger.info("read: %d slices, %.2f s", series.number_of_instances, perf_counter() - start)
-    return Volume(voxels, geometry, series.modality)
+    if isinstance(grid, SliceStack):
+        return Volume(grid.straightened(voxels), grid.straight_grid, series.modality)
+    return Volume(voxels, grid, series.modality)
 
 
 def source_headers(series: Series) -> list[Dataset]:

@@ -52,7 +52,7 @@ class Scan:
     skipped: tuple[SkippedFile, ...]
 
 
-def scan(input: Path, max_file_bytes: int = MAX_FILE_BYTES) -> Scan:
+def scan(input: Path, max_file_bytes: int = MAX_FILE_BYTES, allow_gaps: int = 0) -> Scan:
     """Read the headers of all files below a folder, or of one file, and group them into series.
 
     Damaged, foreign and special files are skipped and reported; they never hide the good ones.
@@ -60,6 +60,7 @@ def scan(input: Path, max_file_bytes: int = MAX_FILE_BYTES) -> Scan:
     Args:
         input: Folder, searched with all its subfolders, or file.
         max_file_bytes: Larger files are skipped.
+        allow_gaps: Most missing slices in a row of a series that may be bridged.
 
     Raises:
         InputError: The input cannot be read, or none of its files can.
@@ -79,7 +80,7 @@ def scan(input: Path, max_file_bytes: int = MAX_FILE_BYTES) -> Scan:
                 skipped.append(_skipped(found, refusal))
     if not instances:
         raise _nothing_left(skipped)
-    series = series_from_instances(instances)
+    series = series_from_instances(instances, allow_gaps)
     logger.info(
         "scan: %d files, %d series, %d skipped, %.2f s",
         len(instances) + len(skipped),

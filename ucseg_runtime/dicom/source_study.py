@@ -20,8 +20,8 @@ from pydicom.errors import BytesLengthException
 
 from ucseg_runtime.dicom.uids import UidSource
 from ucseg_runtime.errors import SegWriteError
-from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.identity import RunIdentity
+from ucseg_runtime.slice_stack import AcquiredGrid
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class SourceStudy:
         return {frame.SOPInstanceUID: z for z, frame in enumerate(self.frames)}
 
 
-def source_study(sources: Sequence[Dataset], geometry: VolumeGeometry, identity: RunIdentity) -> SourceStudy:
+def source_study(sources: Sequence[Dataset], geometry: AcquiredGrid, identity: RunIdentity) -> SourceStudy:
     """Collect what outputs take from the source images.
 
     Args:
@@ -189,7 +189,7 @@ def copy_patient_and_study(target: Dataset, header: Dataset) -> None:
             logger.warning("source attribute %s is unreadable and is not copied", keyword)
 
 
-def _check_fit(sources: Sequence[Dataset], geometry: VolumeGeometry) -> None:
+def _check_fit(sources: Sequence[Dataset], geometry: AcquiredGrid) -> None:
     slices, rows, columns = geometry.shape
     if len(sources) != slices:
         raise SegWriteError(f"there are {len(sources)} source headers for {slices} slices; expected one for each.")
@@ -202,7 +202,7 @@ def _check_fit(sources: Sequence[Dataset], geometry: VolumeGeometry) -> None:
             )
 
 
-def _frames(sources: Sequence[Dataset], geometry: VolumeGeometry) -> Iterator[Dataset]:
+def _frames(sources: Sequence[Dataset], geometry: AcquiredGrid) -> Iterator[Dataset]:
     common = _common(sources[0], geometry)
     for source in sources:
         frame = Dataset()
@@ -213,7 +213,7 @@ def _frames(sources: Sequence[Dataset], geometry: VolumeGeometry) -> Iterator[Da
         yield frame
 
 
-def _common(first: Dataset, geometry: VolumeGeometry) -> Dataset:
+def _common(first: Dataset, geometry: AcquiredGrid) -> Dataset:
     """What is the same in all slices. Orientations may differ in the last digit, which the reader has judged."""
     common = Dataset()
     common.StudyInstanceUID = first.StudyInstanceUID
