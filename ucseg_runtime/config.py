@@ -62,11 +62,14 @@ class InputOptions:
 
     Attributes:
         series_uid: Series Instance UID that the caller insists on; None for the one that fits the model best.
+        volume: Which one of a series that holds several, from 1, as ``ucseg inspect`` counts them; 0 for the one that
+            fits best.
         allow_gaps: Most missing slices in a row that are bridged by their neighbours.
         expect_instances: Number of slices that the series must have; 0 for any.
     """
 
     series_uid: str | None = None
+    volume: int = 0
     allow_gaps: int = 0
     expect_instances: int = 0
 

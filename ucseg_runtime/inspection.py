@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ucseg_runtime.config import WHATEVER_FITS, InputOptions
 from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.selection import Selection, select_series, unusable_because
 from ucseg_runtime.dicom.series import SkippedFile, scan
@@ -69,22 +70,22 @@ class InputReport:
         }
 
 
-def inspect_input(path: Path, modality: str, series_uid: str | None = None) -> InputReport:
+def inspect_input(path: Path, modality: str, wanted: InputOptions = WHATEVER_FITS) -> InputReport:
     """Scan an input and judge every series as `segment_series` would.
 
     Args:
         path: Folder or file.
         modality: What the model was made for.
-        series_uid: Series that the caller insists on.
+        wanted: Which series the caller insists on, and what it may lack.
 
     Raises:
         InputError: Nothing in the input is readable as DICOM.
     """
-    found = scan(path)
+    found = scan(path, allow_gaps=wanted.allow_gaps)
     studies = {uid: ordinal for ordinal, uid in enumerate(dict.fromkeys(s.study_uid for s in found.series), start=1)}
     error: InputError | None = None
     try:
-        verdicts = _verdicts(select_series(found, modality, series_uid))
+        verdicts = _verdicts(select_series(found, modality, wanted))
     except InputError as raised:
         error = raised
         verdicts = {id(series): ("rejected", _why_not(series, modality)) for series in found.series}

@@ -25,6 +25,7 @@ from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.reader import read_volume, source_headers
 from ucseg_runtime.dicom.selection import RejectedSeries, Selection, select_series
 from ucseg_runtime.dicom.series import SkippedFile, scan
+from ucseg_runtime.dicom.source_study import source_key
 from ucseg_runtime.dicom.stacking import acquired_grid
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.model_folder import Model
@@ -181,7 +182,7 @@ def find_series(source: Path, modality: str, wanted: InputOptions = WHATEVER_FIT
             expected.
     """
     found = scan(source, allow_gaps=wanted.allow_gaps)
-    selection = select_series(found, modality, wanted.series_uid)
+    selection = select_series(found, modality, wanted)
     require_instances(selection.chosen, wanted.expect_instances)
     return FoundSeries(selection, found.skipped)
 
@@ -348,7 +349,7 @@ def _record(inferred: InferredSeries, inference: InferenceOptions, outputs: Outp
         "schema_version": 1,
         "study_uid": series.study_uid,
         "series_uid": series.series_uid,
-        "source_sop_uids": [str(source.SOPInstanceUID) for source in inferred.sources],
+        "source_sop_uids": [source_key(source) for source in inferred.sources],
         "notes": list(series.notes),
         "identity": asdict(inferred.identity),
         "settings": {"seg_type": outputs.seg_type, "nifti": outputs.nifti, "skip_air": inference.skip_air},

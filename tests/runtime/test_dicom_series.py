@@ -421,7 +421,7 @@ def test_caller_can_insist_on_a_series(tmp_path: Path) -> None:
     write_ct_series(tmp_path / "a", small)
     write_ct_series(tmp_path / "b", large)
 
-    selection = select_series(scan(tmp_path), "CT", small.series_uid)
+    selection = select_series(scan(tmp_path), "CT", InputOptions(small.series_uid))
 
     assert selection.chosen.series_uid == small.series_uid
     assert [item.reason for item in selection.rejected] == ["Not the series that was asked for."]
@@ -431,7 +431,7 @@ def test_unknown_series_uid_is_refused(tmp_path: Path) -> None:
     write_ct_series(tmp_path, SMALL)
 
     with pytest.raises(SeriesSelectionError, match="asked for"):
-        select_series(scan(tmp_path), "CT", "1.2.3")
+        select_series(scan(tmp_path), "CT", InputOptions("1.2.3"))
 
 
 def test_only_series_of_the_modality_gives_its_own_error(tmp_path: Path) -> None:

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import typer
 
-from ucseg_runtime.cli.options import InputArgument, JsonOption, ModelOption, SeriesOption
+from ucseg_runtime.cli.options import (
+    AllowGapsOption,
+    InputArgument,
+    JsonOption,
+    ModelOption,
+    SeriesOption,
+    VolumeOption,
+)
 from ucseg_runtime.cli.reporting import print_json, print_table, reported
+from ucseg_runtime.config import InputOptions
 from ucseg_runtime.errors import EXIT_OK
 
 
@@ -13,6 +21,8 @@ def inspect(
     input: InputArgument,  # noqa: A002  (the word on the command line)
     model: ModelOption = None,
     series: SeriesOption = None,
+    volume: VolumeOption = 0,
+    allow_gaps: AllowGapsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Show the studies and series of an input, which one would be segmented, and why not the others."""
@@ -20,7 +30,8 @@ def inspect(
         from ucseg_runtime.inspection import inspect_input
         from ucseg_runtime.model_folder import default_model_folder, load_model
 
-        report = inspect_input(input, load_model(model or default_model_folder()).manifest.modality, series)
+        modality = load_model(model or default_model_folder()).manifest.modality
+        report = inspect_input(input, modality, InputOptions(series, volume, allow_gaps))
         if as_json:
             print_json(report.as_json())
             raise typer.Exit(report.error.exit_code if report.error else EXIT_OK)

@@ -42,6 +42,10 @@ SegTypeOption = Annotated[SegType, typer.Option("--seg-type", help="Encoding of 
 SeriesOption = Annotated[
     str | None, typer.Option("--series", help="Series Instance UID to use when several fit.", show_default=False)
 ]
+VolumeOption = Annotated[
+    int,
+    typer.Option("--volume", min=0, help="Which volume of a series that holds several; 0 means what fits best."),
+]
 AllowGapsOption = Annotated[
     int, typer.Option("--allow-gaps", min=0, help="Most missing slices in a row that are bridged; 0 means none.")
 ]

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ucseg_runtime.cli.options import (
+    AllowGapsOption,
     EngineOption,
     GateOption,
     InputArgument,
@@ -17,9 +18,10 @@ from ucseg_runtime.cli.options import (
     SegTypeOption,
     SeriesOption,
     ThreadsOption,
+    VolumeOption,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported
-from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
 
 if TYPE_CHECKING:
     from ucseg_runtime.planning import RunPlan
@@ -33,6 +35,8 @@ def plan(
     gate: GateOption = True,
     seg_type: SegTypeOption = "binary",
     series: SeriesOption = None,
+    volume: VolumeOption = 0,
+    allow_gaps: AllowGapsOption = 0,
     threads: ThreadsOption = 0,
     mode: ModeOption = "auto",
     max_memory: MaxMemoryOption = 0,
@@ -49,7 +53,9 @@ def plan(
         from ucseg_runtime.planning import plan_run
 
         loaded = load_model(model or default_model_folder())
-        chosen = select_series(scan(input), loaded.manifest.modality, series).chosen
+        chosen = select_series(
+            scan(input, allow_gaps=allow_gaps), loaded.manifest.modality, InputOptions(series, volume, allow_gaps)
+        ).chosen
         options = InferenceOptions(engine=engine, precision=precision, gate=gate, threads=threads, mode=mode)
         choice = choose(loaded, options)
         load = engine_load(loaded, choice, options)

@@ -31,6 +31,7 @@ from ucseg_runtime.cli.options import (
     SeriesOption,
     SkipAirOption,
     ThreadsOption,
+    VolumeOption,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported, tile_progress
 from ucseg_runtime.cli.server_options import (
@@ -64,6 +65,7 @@ def segment(
     gate: GateOption = True,
     seg_type: SegTypeOption = "binary",
     series: SeriesOption = None,
+    volume: VolumeOption = 0,
     allow_gaps: AllowGapsOption = 0,
     expect_instances: ExpectInstancesOption = 0,
     nifti: NiftiOption = False,
@@ -111,7 +113,7 @@ def segment(
             server=server,
         )
         outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
-        wanted = InputOptions(series, allow_gaps, expect_instances)
+        wanted = InputOptions(series, volume, allow_gaps, expect_instances)
         if len(input) == 1:
             run_and_report(input[0], out, model, inference, outputs, wanted, as_json)
         else:

@@ -4,30 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydicom import uid
 from pydicom.uid import UID
 
 from ucseg_runtime.dicom.instances import UNDEFINED_LENGTH, Instance, Series
+from ucseg_runtime.dicom.object_classes import MULTI_FRAME_CLASSES, SLICE_CLASSES
 from ucseg_runtime.dicom.transfer_syntaxes import DECODERS, NATIVE, missing_package, syntax_name
 from ucseg_runtime.errors import PixelDataError, SeriesSelectionError
 
 MAX_VOLUME_BYTES = 4 * 1024**3
 
-_SLICE_CLASSES: dict[str, str] = {
-    "CT": uid.CTImageStorage,
-    "MR": uid.MRImageStorage,
-    "PT": uid.PositronEmissionTomographyImageStorage,
-}
-_MULTI_FRAME_CLASSES = frozenset(
-    {
-        uid.EnhancedCTImageStorage,
-        uid.LegacyConvertedEnhancedCTImageStorage,
-        uid.EnhancedMRImageStorage,
-        uid.LegacyConvertedEnhancedMRImageStorage,
-        uid.EnhancedPETImageStorage,
-        uid.LegacyConvertedEnhancedPETImageStorage,
-    }
-)
 _GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 _BITS_ALLOCATED = (8, 16, 32)
 
@@ -43,10 +28,10 @@ def require_modality(series: Series, modality: str) -> None:
 
 
 def require_slice_images(series: Series) -> None:
-    """Check that every file is one grey slice image of one patient.
+    """Check that every file or frame is one grey slice image of one patient.
 
     Raises:
-        SeriesSelectionError: The series holds other objects, multi-frame or colour images, or several patients,
+        SeriesSelectionError: The series holds other objects, frames without places, colour images, or several patients,
             studies or frames of reference.
     """
     for instance in series.instances:
@@ -99,15 +84,14 @@ def require_readable_pixels(series: Series, max_volume_bytes: int = MAX_VOLUME_B
 
 
 def _require_slice_class(instance: Instance, modality: str) -> None:
-    expected = _SLICE_CLASSES.get(modality)
     frames = instance.pixel_format.frames
-    if instance.sop_class_uid in _MULTI_FRAME_CLASSES or frames > 1:
-        raise _unsuitable(
-            f"{instance.where} is a multi-frame image with {frames} frames; multi-frame images are not supported yet",
-            hint="Export the study as single-frame images.",
-        )
-    if expected is not None and instance.sop_class_uid != expected:
+    if frames > 1 and not instance.frame:
+        raise _unsuitable(f"{instance.where} has {frames} frames without places (expected one slice a file or frame)")
+    expected = SLICE_CLASSES.get(modality)
+    if expected is not None and instance.sop_class_uid not in {expected} | MULTI_FRAME_CLASSES:
         raise _unsuitable(f"{instance.where} is {_class_name(instance)} (expected {UID(expected).name})")
+    if modality == "CT" and instance.rescale_type not in {"", "HU"}:
+        raise _unsuitable(f"{instance.where} holds no Hounsfield units, by its Rescale Type")
 
 
 def _class_name(instance: Instance) -> str:
@@ -179,7 +163,7 @@ def _require_complete(instance: Instance) -> None:
         if pixels.length != UNDEFINED_LENGTH:
             raise _incomplete(instance, "has compressed pixel data that are not encapsulated")
         return
-    expected = instance.pixel_format.frame_bytes
+    expected = instance.pixel_format.frame_bytes * instance.pixel_format.frames
     if pixels.length not in {expected, expected + expected % 2}:
         raise _incomplete(instance, f"declares {_length(pixels.length)} of pixel data (expected {expected} bytes)")
     present = instance.file_size - pixels.offset

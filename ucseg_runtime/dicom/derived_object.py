@@ -17,6 +17,7 @@ from pydicom.pixels.utils import iter_pixels
 from ucseg_runtime.arrays import Float64Array
 from ucseg_runtime.dicom.elements import UNREADABLE
 from ucseg_runtime.dicom.equipment import scanner
+from ucseg_runtime.dicom.frame_references import refer_to_frames
 from ucseg_runtime.dicom.headers import quiet_pydicom
 from ucseg_runtime.dicom.source_study import UNUSABLE, SourceStudy, copy_patient_and_study
 from ucseg_runtime.errors import SegWriteError
@@ -73,6 +74,7 @@ def finish(dataset: Dataset, study: SourceStudy, kind: str) -> None:
         study: Where patient, study, dates and UIDs come from.
         kind: Distinguishes the derived UIDs of the objects of one run.
     """
+    refer_to_frames(dataset, study.references)
     copy_patient_and_study(dataset, study.header)
     dataset.ContributingEquipmentSequence = scanner(study.header)
     if not dataset.ContributingEquipmentSequence:

@@ -9,6 +9,7 @@ import zlib
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
 
 UNREADABLE = (
     InvalidDicomError,
@@ -40,7 +41,12 @@ def values_of(dataset: Dataset, keyword: str) -> list[object]:
         return []
     if value is None:
         return []
-    return list(value) if isinstance(value, list | tuple | MultiValue) else [value]
+    return list(value) if isinstance(value, list | tuple | MultiValue | Sequence) else [value]
+
+
+def sequence_of(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; empty when it is missing or no sequence."""
+    return [item for item in values_of(dataset, keyword) if isinstance(item, Dataset)]
 
 
 def texts_of(dataset: Dataset, keyword: str) -> list[str]:

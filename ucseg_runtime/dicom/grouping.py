@@ -6,18 +6,29 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
+from pathlib import Path
+from typing import TypeAlias
 
 from ucseg_runtime.dicom.headers import content_digest, open_unchanged
-from ucseg_runtime.dicom.instances import Acquisition, Instance, Series, stand_in_uid
+from ucseg_runtime.dicom.instances import Instance, Series, stand_in_uid
 from ucseg_runtime.dicom.stacking import grid_of_slices, sorted_along_normal
 from ucseg_runtime.errors import GeometryError, SpacingError
 from ucseg_runtime.slice_stack import AcquiredGrid, SliceStack
 
-_ACQUISITION_KEYS: tuple[tuple[str, Callable[[Acquisition], int | None]], ...] = (
-    ("acquisition number", attrgetter("acquisition_number")),
-    ("temporal position", attrgetter("temporal_position")),
-    ("echo number", attrgetter("echo_number")),
+_Key: TypeAlias = tuple[int, ...]
+
+_ACQUISITION_KEYS: tuple[tuple[str, Callable[[Instance], _Key]], ...] = (
+    ("acquisition number", lambda instance: _number(instance.acquisition.acquisition_number)),
+    ("temporal position", lambda instance: _number(instance.acquisition.temporal_position)),
+    ("echo number", lambda instance: _number(instance.acquisition.echo_number)),
+    ("dimension indices", attrgetter("acquisition.dimensions")),
+    ("file", lambda instance: (instance.ordinal,) if instance.frame else ()),
 )
+"""What may tell passes over the same positions apart, and how it is read off an instance."""
+
+
+def _number(number: int | None) -> _Key:
+    return () if number is None else (number,)
 
 
 def series_from_instances(instances: Iterable[Instance], allow_gaps: int = 0) -> tuple[Series, ...]:
@@ -35,13 +46,13 @@ def series_from_instances(instances: Iterable[Instance], allow_gaps: int = 0) ->
 
 
 def _identity(instance: Instance) -> Hashable:
-    """What the files of one series share: its UID.
+    """What the slices of one series share: its UID, and the stack where frames name one.
 
     Whether they agree in the rest is checked later: a series that is taken apart here would be segmented in halves.
     Files without Series Instance UID are told apart by their folder and by what slices of one volume have in common.
     """
     if instance.series_uid:
-        return instance.series_uid, instance.modality
+        return instance.series_uid, instance.modality, instance.stack_id
     identity = (instance.study_uid, instance.frame_of_reference_uid, instance.modality)
     placement, pixel_format = instance.placement, instance.pixel_format
     turned = None if placement.orientation is None else tuple(round(cosine, 3) for cosine in placement.orientation)
@@ -59,9 +70,12 @@ def _series_of_group(group: Sequence[Instance], allow_gaps: int) -> list[Series]
     instances, notes = _without_localizers(group)
     instances, copies = _without_copies(instances)
     notes = [*notes, *copies, *_numbering_notes(group), *_rescale_notes(instances)]
+    parts = _split_acquisitions(instances, allow_gaps)
     return [
-        replace(_series(sorted_along_normal(part.instances), [*notes, *part.notes]), allowed_gaps=allow_gaps)
-        for part in _split_acquisitions(instances, allow_gaps)
+        replace(
+            _series(sorted_along_normal(part.instances), [*notes, *part.notes]), allowed_gaps=allow_gaps, volume=volume
+        )
+        for volume, part in enumerate(parts, start=1)
     ]
 
 
@@ -101,20 +115,24 @@ def _without_localizers(group: Sequence[Instance]) -> tuple[list[Instance], list
 
 def _without_copies(group: Sequence[Instance]) -> tuple[list[Instance], list[str]]:
     """Keep one of several files that have the same SOP Instance UID and the same content."""
-    by_uid: defaultdict[str, list[Instance]] = defaultdict(list)
+    files: defaultdict[str, dict[Path, Instance]] = defaultdict(dict)
     for instance in group:
-        by_uid[instance.sop_instance_uid].append(instance)
-    kept = [instance for same in by_uid.values() for instance in (_distinct(same) if len(same) > 1 else same)]
-    dropped = len(group) - len(kept)
-    return kept, [f"{_files(dropped)} left out as an exact copy of another."] if dropped else []
+        files[instance.sop_instance_uid].setdefault(instance.path, instance)
+    copies = {path for same in files.values() if len(same) > 1 for path in _copies(list(same.values()))}
+    kept = [instance for instance in group if instance.path not in copies]
+    return kept, [f"{_files(len(copies))} left out as an exact copy of another."] if copies else []
 
 
-def _distinct(instances: Sequence[Instance]) -> list[Instance]:
-    """The first file of each content; file meta information may differ, the data set may not."""
-    contents: dict[Hashable, Instance] = {}
+def _copies(instances: Sequence[Instance]) -> list[Path]:
+    """All files but the first of each content; file meta information may differ, the data set may not."""
+    contents: set[Hashable] = set()
+    copies: list[Path] = []
     for instance in instances:
-        contents.setdefault(_content(instance), instance)
-    return list(contents.values())
+        content = _content(instance)
+        if content in contents:
+            copies.append(instance.path)
+        contents.add(content)
+    return copies
 
 
 def _content(instance: Instance) -> Hashable:
@@ -137,19 +155,22 @@ def _split_acquisitions(instances: Sequence[Instance], allow_gaps: int) -> list[
     """Several passes over the same positions, one part each; everything in one part where that is not the case."""
     whole = _layout(instances, allow_gaps)
     if isinstance(whole, SpacingError) and whole.code == "UCSEG-E113":
-        for name, number_of in _ACQUISITION_KEYS:
-            parts: defaultdict[int, list[Instance]] = defaultdict(list)
+        for name, key_of in _ACQUISITION_KEYS:
+            parts: defaultdict[_Key, list[Instance]] = defaultdict(list)
             for instance in instances:
-                number = number_of(instance.acquisition)
-                parts[-1 if number is None else number].append(instance)
-            layouts = {number: _layout(part, allow_gaps) for number, part in parts.items()}
+                parts[key_of(instance)].append(instance)
+            layouts = {key: _layout(part, allow_gaps) for key, part in parts.items()}
             if len(parts) > 1 and not any(isinstance(layout, GeometryError) for layout in layouts.values()):
-                told_apart = f"One of {len(parts)} volumes of the series, told apart by {name}"
+                told_apart = f"of {len(parts)} of the series, told apart by {name}"
                 return [
-                    _Part(part, [f"{told_apart}: {number}.", *_layout_notes(layouts[number])])
-                    for number, part in sorted(parts.items())
+                    _Part(part, [f"Volume {volume} {told_apart}: {_in_words(key)}.", *_layout_notes(layouts[key])])
+                    for volume, (key, part) in enumerate(sorted(parts.items()), start=1)
                 ]
     return [_Part(instances, _layout_notes(whole))]
+
+
+def _in_words(key: _Key) -> str:
+    return ", ".join(map(str, key)) or "none"
 
 
 def _layout(instances: Sequence[Instance], allow_gaps: int) -> AcquiredGrid | GeometryError:

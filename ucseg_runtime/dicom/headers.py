@@ -18,23 +18,24 @@ from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from ucseg_runtime.dicom.elements import UNREADABLE, code_of, integer_of, numbers_of, text_of, texts_of, uid_of
+from ucseg_runtime.dicom.elements import UNREADABLE, code_of, integer_of, sequence_of, text_of, texts_of, uid_of
 from ucseg_runtime.dicom.files import FoundFile, open_regular
+from ucseg_runtime.dicom.functional_groups import DIMENSIONS, PER_FRAME, SHARED, frames_of
 from ucseg_runtime.dicom.instances import (
     UNDEFINED_LENGTH,
     Acquisition,
-    Cosines,
     Instance,
     PixelFormat,
     PixelLocation,
-    Placement,
-    Point,
     stand_in_uid,
 )
+from ucseg_runtime.dicom.object_classes import MULTI_FRAME_CLASSES
+from ucseg_runtime.dicom.placement import placement_of, rescale_of
 from ucseg_runtime.dicom.transfer_syntaxes import syntax_name
 
 _PREAMBLE_BYTES = 132
 _LONGEST_HEADER_VALUE = 64 * 1024
+_LONGEST_MULTI_FRAME_HEADER = 64 * 1024**2
 _PIXEL_TAGS = frozenset({Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")})
 _WRONG_ENCODING_WARNINGS = ("Expected implicit VR", "Expected explicit VR")
 _KEYWORDS = (
@@ -68,6 +69,7 @@ _KEYWORDS = (
     "PixelRepresentation",
     "RescaleIntercept",
     "RescaleSlope",
+    "RescaleType",
 )
 _TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in _KEYWORDS]
 
@@ -104,8 +106,8 @@ def quiet_pydicom() -> Iterator[list[warnings.WarningMessage]]:
             logger.disabled = was_disabled
 
 
-def read_instance(found: FoundFile, caught: list[warnings.WarningMessage]) -> Instance:
-    """The header of a file, without its pixels.
+def read_instances(found: FoundFile, caught: list[warnings.WarningMessage]) -> list[Instance]:
+    """The header of a file, without its pixels: one instance, or one for each frame of an enhanced multi-frame image.
 
     Args:
         found: A file that may be opened.
@@ -119,7 +121,8 @@ def read_instance(found: FoundFile, caught: list[warnings.WarningMessage]) -> In
         with open_regular(found.path) as stream:
             header = _read_header(stream, found.size)
             _refuse_wrong_encoding(caught)
-            return _instance(found, header, stream)
+            whole = _instance(found, header, stream)
+            return list(_frames(whole, stream)) if whole.sop_class_uid in MULTI_FRAME_CLASSES else [whole]
     except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno:
             raise RefusedFileError("UCSEG-E102", "cannot be opened or read") from error
@@ -253,11 +256,25 @@ def _instance(found: FoundFile, header: _Header, stream: BufferedReader) -> Inst
             integer_of(dataset, "TemporalPositionIdentifier"),
             integer_of(dataset, "EchoNumbers"),
         ),
-        placement=_placement(dataset),
+        placement=placement_of(dataset),
         pixel_format=_pixel_format(dataset),
         pixels=header.pixels,
-        rescale=_rescale(dataset),
+        rescale=rescale_of(dataset),
+        rescale_type=code_of(dataset, "RescaleType"),
     )
+
+
+def _frames(whole: Instance, stream: BufferedReader) -> Iterator[Instance]:
+    end = whole.file_size if whole.pixels is None else whole.pixels.offset
+    if end > _LONGEST_MULTI_FRAME_HEADER:
+        raise RefusedFileError("UCSEG-E107", f"has a header of {end} bytes (at most {_LONGEST_MULTI_FRAME_HEADER})")
+    stream.seek(0)
+    tags: list[BaseTag | int] = [Tag(keyword) for keyword in (SHARED, PER_FRAME, DIMENSIONS)]
+    groups = read_partial(stream, lambda tag, _vr, _length: tag in _PIXEL_TAGS, specific_tags=tags)
+    frames, described = whole.pixel_format.frames, len(sequence_of(groups, PER_FRAME))
+    if frames != described:
+        raise RefusedFileError("UCSEG-E104", "has another number of frames than it describes")
+    yield from frames_of(whole, groups)
 
 
 def content_digest(stream: BufferedReader, offset: int) -> str:
@@ -272,18 +289,6 @@ def _patient_key(dataset: Dataset) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()
 
 
-def _placement(dataset: Dataset) -> Placement:
-    position = numbers_of(dataset, "ImagePositionPatient", 3)
-    orientation = numbers_of(dataset, "ImageOrientationPatient", 6)
-    spacing = numbers_of(dataset, "PixelSpacing", 2)
-    placed: Point | None = None if position is None else (position[0], position[1], position[2])
-    turned: Cosines | None = None
-    if orientation is not None:
-        a, b, c, d, e, f = orientation
-        turned = (a, b, c, d, e, f)
-    return Placement(placed, turned, None if spacing is None else (spacing[0], spacing[1]))
-
-
 def _pixel_format(dataset: Dataset) -> PixelFormat:
     return PixelFormat(
         rows=integer_of(dataset, "Rows") or 0,
@@ -296,11 +301,3 @@ def _pixel_format(dataset: Dataset) -> PixelFormat:
         high_bit=integer_of(dataset, "HighBit") or 0,
         signed=integer_of(dataset, "PixelRepresentation") == 1,
     )
-
-
-def _rescale(dataset: Dataset) -> tuple[float, float] | None:
-    """Slope and intercept, each with its own default when the attribute is absent."""
-    if "RescaleSlope" not in dataset and "RescaleIntercept" not in dataset:
-        return 1.0, 0.0
-    slope, intercept = numbers_of(dataset, "RescaleSlope", 1), numbers_of(dataset, "RescaleIntercept", 1)
-    return None if slope is None or intercept is None or slope[0] == 0.0 else (slope[0], intercept[0])

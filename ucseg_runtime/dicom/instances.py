@@ -53,11 +53,13 @@ class Acquisition:
         acquisition_number: (0020,0012).
         temporal_position: (0020,0100).
         echo_number: (0018,0086), the first.
+        dimensions: Of a frame: its indices but those of its place, (0020,9157); empty for other images.
     """
 
     acquisition_number: int | None
     temporal_position: int | None
     echo_number: int | None
+    dimensions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class PixelLocation:
 
 @dataclass(frozen=True)
 class Instance:
-    """The header of one file.
+    """The header of one slice image: a file, or a frame of an enhanced multi-frame file.
 
     Attributes:
         path: Where it lies; never shown.
@@ -109,13 +111,16 @@ class Instance:
             meaning.
         modality: (0008,0060).
         series_number: (0020,0011).
-        instance_number: (0020,0013).
+        instance_number: (0020,0013); of a frame its number within the stack, (0020,9057).
         image_type: (0008,0008).
         acquisition: What tells repeated passes apart.
         placement: Where the slice lies.
         pixel_format: How the pixels are stored.
         pixels: Where the pixels lie; None when the file has none.
         rescale: Slope and intercept, (0028,1053) and (0028,1052); (1, 0) when absent, None when not finite numbers.
+        rescale_type: (0028,1054); may be empty.
+        frame: Number of the frame in its file, from 1; 0 for a file that is one image.
+        stack_id: Of a frame: (0020,9056).
     """
 
     path: Path = field(repr=False)
@@ -140,10 +145,15 @@ class Instance:
     pixel_format: PixelFormat
     pixels: PixelLocation | None
     rescale: tuple[float, float] | None
+    rescale_type: str = ""
+    frame: int = 0
+    stack_id: str = ""
 
     @property
     def where(self) -> str:
-        """How messages name this file."""
+        """How messages name this file, or this frame of it."""
+        if self.frame:
+            return f"frame {self.frame} of file {self.ordinal} of {self.total}"
         number = "" if self.instance_number is None else f" (instance {self.instance_number})"
         return f"file {self.ordinal} of {self.total}{number}"
 
@@ -168,6 +178,7 @@ class Series:
         instances: Ascending along the slice normal, row × column; by instance number where positions are missing.
         notes: What was put right or left out, one sentence each, free of patient data.
         allowed_gaps: Most missing slices in a row that may be bridged.
+        volume: Place among the volumes of its series, from 1.
     """
 
     study_uid: str
@@ -180,18 +191,19 @@ class Series:
     instances: tuple[Instance, ...]
     notes: tuple[str, ...] = ()
     allowed_gaps: int = 0
+    volume: int = 1
 
     @property
     def number_of_instances(self) -> int:
-        """Files in the series."""
+        """Slices of the series: files, or frames of files."""
         return len(self.instances)
 
     @property
     def name(self) -> str:
         """How messages name this series."""
         number = "without a number" if self.series_number is None else f"number {self.series_number}"
-        count = self.number_of_instances
-        return f"series {number} ({self.modality or 'no modality'}, {count} file{'s' if count > 1 else ''})"
+        count, what = self.number_of_instances, "frame" if self.instances[0].frame else "file"
+        return f"series {number} ({self.modality or 'no modality'}, {count} {what}{'s' if count > 1 else ''})"
 
 
 def stand_in_uid(role: str, *content: str) -> str:

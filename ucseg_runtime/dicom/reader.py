@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
@@ -16,7 +17,8 @@ from pydicom.tag import Tag
 from ucseg_runtime.dicom.checks import require_readable_pixels, require_slice_images
 from ucseg_runtime.dicom.decoding import DecodeLimits, DecoderProcess
 from ucseg_runtime.dicom.elements import UNREADABLE
-from ucseg_runtime.dicom.encapsulation import single_frame
+from ucseg_runtime.dicom.encapsulation import Item, codestream, fragments_of_frames
+from ucseg_runtime.dicom.functional_groups import PER_FRAME, SHARED, frame_header
 from ucseg_runtime.dicom.headers import open_unchanged, quiet_pydicom, read_whole_header
 from ucseg_runtime.dicom.instances import Instance, Series
 from ucseg_runtime.dicom.intensities import (
@@ -68,13 +70,22 @@ def read_volume(series: Series, limits: DecodeLimits | None = None) -> Volume:
 
 
 def source_headers(series: Series) -> list[Dataset]:
-    """All readable attributes but the pixels of every file, in slice order, with stand-ins for empty identifiers.
+    """All readable attributes but the pixels of every slice, in order, with stand-ins for empty identifiers.
+
+    A frame of a multi-frame file gets a header as if it were an image of its own; see `frame_header`.
 
     Raises:
         InputError: A file cannot be read any more, or changed since the scan.
     """
+    headers: list[Dataset] = []
+    of_file: dict[Path, Dataset] = {}  # the last one alone
     with quiet_pydicom():
-        return [_source_header(series, instance) for instance in series.instances]
+        for instance in series.instances:
+            if instance.path not in of_file:
+                of_file = {instance.path: _source_header(series, instance)}
+            header = of_file[instance.path]
+            headers.append(frame_header(header, instance) if instance.frame else header)
+    return headers
 
 
 def _source_header(series: Series, instance: Instance) -> Dataset:
@@ -95,6 +106,8 @@ def _source_header(series: Series, instance: Instance) -> Dataset:
         ("FrameOfReferenceUID", series.frame_of_reference_uid),
     ):
         header.add_new(Tag(keyword), "UI", value)
+    for keyword in (SHARED, PER_FRAME):
+        header.pop(Tag(keyword), None)
     return header
 
 
@@ -113,19 +126,24 @@ def _stored_values(series: Series, limits: DecodeLimits) -> StoredArray:
     shape = (series.number_of_instances, first.rows, first.columns)
     stored: StoredArray = np.empty(shape, dtype=stored_dtype(first))
     decoder: DecoderProcess | None = None
+    fragments: dict[Path, list[list[Item]]] = {}  # of the last file alone
     with ExitStack() as stack:
         for plane, instance in zip(stored, series.instances, strict=True):
             if instance.transfer_syntax in NATIVE:
                 _read_native(instance, plane)
             else:
                 decoder = decoder or stack.enter_context(DecoderProcess(limits))
-                decoder.decode(_read_codestream(instance), instance, _bytes_of(plane))
+                if instance.path not in fragments:
+                    fragments = {instance.path: _fragments(instance)}
+                frame = fragments[instance.path][max(instance.frame - 1, 0)]
+                decoder.decode(_read_codestream(instance, frame), instance, _bytes_of(plane))
             plane[...] = without_unused_bits(plane, instance.pixel_format)
     return stored
 
 
 def _read_native(instance: Instance, plane: StoredArray) -> None:
     with _reading(instance), _open_at_pixels(instance) as stream:
+        stream.seek(max(instance.frame - 1, 0) * plane.nbytes, os.SEEK_CUR)
         if stream.readinto(_bytes_of(plane)) != plane.nbytes:
             raise PixelDataError(f"{instance.where} ends within its pixel data.", hint="Transfer the series again.")
 
@@ -141,9 +159,14 @@ def _reading(instance: Instance) -> Iterator[None]:
         ) from error
 
 
-def _read_codestream(instance: Instance) -> bytes:
+def _fragments(instance: Instance) -> list[list[Item]]:
     with _reading(instance), _open_at_pixels(instance) as stream:
-        return single_frame(stream.read(), instance)
+        return fragments_of_frames(stream, instance)
+
+
+def _read_codestream(instance: Instance, fragments: Sequence[Item]) -> bytes:
+    with _reading(instance), _open_at_pixels(instance) as stream:
+        return codestream(stream, fragments, instance)
 
 
 def _open_at_pixels(instance: Instance) -> BufferedReader:

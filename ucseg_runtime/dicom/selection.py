@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ucseg_runtime.config import WHATEVER_FITS, InputOptions
 from ucseg_runtime.dicom.checks import require_modality, require_readable_pixels, require_slice_images
 from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.series import Scan
@@ -42,7 +43,7 @@ class Selection:
     rejected: tuple[RejectedSeries, ...]
 
 
-def select_series(scan: Scan, modality: str, series_uid: str | None = None) -> Selection:
+def select_series(scan: Scan, modality: str, wanted: InputOptions = WHATEVER_FITS) -> Selection:
     """Choose the series with the most slices among those that are usable volumes of one modality.
 
     Ties go to the lowest series number, then UID, then acquisition number, so the choice never depends on file names.
@@ -50,13 +51,13 @@ def select_series(scan: Scan, modality: str, series_uid: str | None = None) -> S
     Args:
         scan: What the input holds.
         modality: DICOM modality that the model was made for.
-        series_uid: Series Instance UID that the caller insists on; others are then rejected unseen.
+        wanted: Series Instance UID and volume that the caller insists on; others are then rejected unseen.
 
     Raises:
         SeriesSelectionError: No series is usable; all reasons are in the message.
         InputError: The only series of this modality is not usable; this is its own precise error.
     """
-    candidates = _candidates(scan, series_uid)
+    candidates = _candidates(scan, wanted)
     failures = {index: failure for index in candidates if (failure := unusable_because(scan.series[index], modality))}
     usable = [index for index in candidates if index not in failures]
     if not usable:
@@ -70,12 +71,19 @@ def select_series(scan: Scan, modality: str, series_uid: str | None = None) -> S
     return Selection(scan.series[chosen], tuple(rejected))
 
 
-def _candidates(scan: Scan, series_uid: str | None) -> list[int]:
-    indices = [i for i, series in enumerate(scan.series) if series_uid is None or series.series_uid == series_uid]
-    if not indices:
+def _candidates(scan: Scan, wanted: InputOptions) -> list[int]:
+    named = [i for i, series in enumerate(scan.series) if wanted.series_uid in (None, series.series_uid)]
+    if not named:
         raise SeriesSelectionError(
             f"none of the {len(scan.series)} series of the input has the Series Instance UID that was asked for.",
             hint="List the series of the input and choose one of them.",
+        )
+    indices = [i for i in named if wanted.volume in (0, scan.series[i].volume)]
+    if not indices:
+        raise SeriesSelectionError(
+            f"no series of the input has a volume {wanted.volume} (the most that one has is "
+            f"{max(scan.series[i].volume for i in named)}).",
+            hint="List the series of the input with: ucseg inspect.",
         )
     return indices
 
@@ -92,11 +100,10 @@ def unusable_because(series: Series, modality: str) -> InputError | None:
     return None
 
 
-def _preference(series: Series) -> tuple[int, float, str, float, str]:
-    first = series.instances[0]
-    numbers = (series.series_number, first.acquisition.acquisition_number)
-    number, acquisition = (float("inf") if value is None else value for value in numbers)
-    return -series.number_of_instances, number, series.series_uid, acquisition, first.sop_instance_uid
+def _preference(series: Series) -> tuple[int, float, str, int, str]:
+    number = float("inf") if series.series_number is None else series.series_number
+    first = series.instances[0].sop_instance_uid
+    return -series.number_of_instances, number, series.series_uid, series.volume, first
 
 
 def _rejected(series: Series, failure: InputError | None, was_candidate: bool, chosen: Series) -> RejectedSeries:

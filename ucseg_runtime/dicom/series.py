@@ -11,13 +11,13 @@ from time import perf_counter
 
 from ucseg_runtime.dicom.files import FoundFile, find_files
 from ucseg_runtime.dicom.grouping import series_from_instances
-from ucseg_runtime.dicom.headers import RefusedFileError, quiet_pydicom, read_instance
+from ucseg_runtime.dicom.headers import RefusedFileError, quiet_pydicom, read_instances
 from ucseg_runtime.dicom.instances import Instance, Series
 from ucseg_runtime.errors import InputError, NotDicomError, PixelDataError
 
 __all__ = ["Scan", "Series", "SkippedFile", "scan"]
 
-MAX_FILE_BYTES = 512 * 1024**2
+MAX_FILE_BYTES = 4 * 1024**3
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +69,15 @@ def scan(input: Path, max_file_bytes: int = MAX_FILE_BYTES, allow_gaps: int = 0)
     """
     start = perf_counter()
     instances: list[Instance] = []
+    files = 0
     skipped: list[SkippedFile] = []
     with quiet_pydicom() as caught:
         for found in find_files(input, max_file_bytes):
             try:
                 if found.refusal:
                     raise RefusedFileError("UCSEG-E102", found.refusal)
-                instances.append(read_instance(found, caught))
+                instances.extend(read_instances(found, caught))
+                files += 1
             except RefusedFileError as refusal:
                 skipped.append(_skipped(found, refusal))
     if not instances:
@@ -83,7 +85,7 @@ def scan(input: Path, max_file_bytes: int = MAX_FILE_BYTES, allow_gaps: int = 0)
     series = series_from_instances(instances, allow_gaps)
     logger.info(
         "scan: %d files, %d series, %d skipped, %.2f s",
-        len(instances) + len(skipped),
+        files + len(skipped),
         len(series),
         len(skipped),
         perf_counter() - start,

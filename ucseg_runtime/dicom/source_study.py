@@ -10,14 +10,17 @@ from __future__ import annotations
 import logging
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
+from pydicom.uid import CTImageStorage
 
+from ucseg_runtime.dicom.instances import stand_in_uid
+from ucseg_runtime.dicom.object_classes import SLICE_CLASSES
 from ucseg_runtime.dicom.uids import UidSource
 from ucseg_runtime.errors import SegWriteError
 from ucseg_runtime.identity import RunIdentity
@@ -122,6 +125,21 @@ _DATED = ("Study", "Series", "Acquisition", "Content")
 _UNDATED = ("19000101", "000000")
 
 
+@dataclass(frozen=True)
+class FrameReference:
+    """A frame of a multi-frame file.
+
+    Attributes:
+        sop_class_uid: Of the file.
+        sop_instance_uid: Of the file.
+        number: Of the frame, from 1.
+    """
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    number: int
+
+
 @dataclass(frozen=True, eq=False)
 class SourceStudy:
     """What every output of one series is built from.
@@ -129,6 +147,8 @@ class SourceStudy:
     Attributes:
         header: First source header as it was read; the only place here that knows the patient.
         frames: One dataset per slice in the order of the label map's z axis: references and position, no patient.
+            Frames of multi-frame files stand as images of their own, under stand-in UIDs.
+        references: By stand-in UID, the frame that it stands for.
         uids: UIDs of the outputs.
         date: Date that outputs carry as their own, DICOM DA; of the source images, so that running again changes
             nothing. The study's, else the series', acquisition's or content's; 19000101 where no date is readable.
@@ -137,6 +157,7 @@ class SourceStudy:
 
     header: Dataset
     frames: tuple[Dataset, ...]
+    references: Mapping[str, FrameReference]
     uids: UidSource
     date: str
     time: str
@@ -173,9 +194,16 @@ def source_study(sources: Sequence[Dataset], geometry: AcquiredGrid, identity: R
         SegWriteError: Headers and grid do not fit together.
     """
     _check_fit(sources, geometry)
-    uids = UidSource(tuple(str(source.SOPInstanceUID) for source in sources), identity)
+    uids = UidSource(tuple(source_key(source) for source in sources), identity)
     date, time = _date_and_time(sources[0])
-    return SourceStudy(sources[0], tuple(_frames(sources, geometry)), uids, date, time)
+    references = dict(_references(sources))
+    return SourceStudy(sources[0], tuple(_frames(sources, geometry)), references, uids, date, time)
+
+
+def source_key(source: Dataset) -> str:
+    """What identifies a source slice: its SOP Instance UID, and for a frame its number."""
+    frame = f"#{source.ReferencedFrameNumber}" if "ReferencedFrameNumber" in source else ""
+    return f"{source.SOPInstanceUID}{frame}"
 
 
 def copy_patient_and_study(target: Dataset, header: Dataset) -> None:
@@ -202,6 +230,13 @@ def _check_fit(sources: Sequence[Dataset], geometry: AcquiredGrid) -> None:
             )
 
 
+def _references(sources: Sequence[Dataset]) -> Iterator[tuple[str, FrameReference]]:
+    for source in sources:
+        if "ReferencedFrameNumber" in source:
+            reference = FrameReference(source.SOPClassUID, source.SOPInstanceUID, int(source.ReferencedFrameNumber))
+            yield stand_in_uid("frame", source_key(source)), reference
+
+
 def _frames(sources: Sequence[Dataset], geometry: AcquiredGrid) -> Iterator[Dataset]:
     common = _common(sources[0], geometry)
     for source in sources:
@@ -209,6 +244,9 @@ def _frames(sources: Sequence[Dataset], geometry: AcquiredGrid) -> Iterator[Data
         frame.update(common)
         frame.SOPClassUID = source.SOPClassUID
         frame.SOPInstanceUID = source.SOPInstanceUID
+        if "ReferencedFrameNumber" in source:
+            frame.SOPClassUID = SLICE_CLASSES.get(common.Modality, CTImageStorage)
+            frame.SOPInstanceUID = stand_in_uid("frame", source_key(source))
         frame.ImagePositionPatient = source.ImagePositionPatient
         yield frame
 

@@ -77,7 +77,7 @@ def sorted_along_normal(instances: Sequence[Instance]) -> tuple[Instance, ...]:
 
     The order depends on the content alone, not on names or on the order of the files.
     """
-    by_identity = sorted(instances, key=lambda item: (item.instance_number or 0, item.sop_instance_uid))
+    by_identity = sorted(instances, key=lambda item: (item.instance_number or 0, item.sop_instance_uid, item.frame))
     try:
         planes = {id(instance): plane_of(instance) for instance in by_identity}
     except GeometryError:
@@ -87,9 +87,9 @@ def sorted_along_normal(instances: Sequence[Instance]) -> tuple[Instance, ...]:
 
 
 def _refuse_shared_identifiers(instances: Sequence[Instance]) -> None:
-    seen: dict[str, Instance] = {}
+    seen: dict[tuple[str, int], Instance] = {}
     for instance in instances:
-        other = seen.setdefault(instance.sop_instance_uid, instance)
+        other = seen.setdefault((instance.sop_instance_uid, instance.frame), instance)
         if other is not instance:
             raise SpacingError(
                 f"{other.where} and {instance.where} carry the same SOP Instance UID but differ in content.",
