@@ -387,7 +387,7 @@ _BAD_PIXELS = (
         series_with(_fragments(b"\1\0" * 40, b"\1\0" * 40), 3, phantom=RLE),
         PixelDataError,
         "UCSEG-E104",
-        ("2 frames",),
+        ("2 fragments",),
     ),
     BadInput(
         "rle_garbage",
@@ -516,7 +516,7 @@ _WRONG_KIND = (
         ("Secondary Capture",),
     ),
     BadInput("structured_report", series_with(_report), SeriesSelectionError, "UCSEG-E121", ("SR",)),
-    BadInput("enhanced_multi_frame", series_with(_enhanced), SeriesSelectionError, "UCSEG-E121", ("multi-frame", "12")),
+    BadInput("frames_not_described", series_with(_enhanced), InputError, "UCSEG-E104", ("10 × has another number",)),
     BadInput("one_slice", _omitting(*range(1, 10)), GeometryError, "UCSEG-E121", ("at least 2",)),
 )
 

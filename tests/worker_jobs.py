@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import NoReturn
 
-from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.errors import SpacingError
 from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.neighbours import _read as read
@@ -33,16 +33,16 @@ def be_stubborn() -> NoReturn:
     raise StubbornError("canary", "name")
 
 
-def read_unless_doomed(job: SeriesJob, modality: str, outputs: OutputOptions) -> ReadSeries:
+def read_unless_doomed(job: SeriesJob, modality: str, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
     if job.source.name == DOOMED:
         os.kill(os.getpid(), signal.SIGKILL)
-    return read(job, modality, outputs)
+    return read(job, modality, wanted, outputs)
 
 
-def read_with_a_defect(job: SeriesJob, modality: str, outputs: OutputOptions) -> ReadSeries:
+def read_with_a_defect(job: SeriesJob, modality: str, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
     if job.source.name == DOOMED:
         raise KeyError("canary of a defect")
-    return read(job, modality, outputs)
+    return read(job, modality, wanted, outputs)
 
 
 def write_unless_doomed(

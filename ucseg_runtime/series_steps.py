@@ -22,7 +22,7 @@ from ucseg_runtime.backends.triton_volume import RemoteRun, segment_on_server
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.dicom.checks import require_instances
 from ucseg_runtime.dicom.instances import Series
-from ucseg_runtime.dicom.reader import read_volume, source_headers
+from ucseg_runtime.dicom.reader import read_voxels, source_headers
 from ucseg_runtime.dicom.selection import RejectedSeries, Selection, select_series
 from ucseg_runtime.dicom.series import SkippedFile, scan
 from ucseg_runtime.dicom.source_study import source_key
@@ -109,6 +109,11 @@ class FoundSeries:
 
     selection: Selection
     skipped: tuple[SkippedFile, ...]
+
+    def with_notes(self, notes: tuple[str, ...]) -> FoundSeries:
+        """The same with more notes on the chosen series."""
+        chosen = self.selection.chosen
+        return replace(self, selection=replace(self.selection, chosen=replace(chosen, notes=(*chosen.notes, *notes))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +204,8 @@ def read_series(found: FoundSeries, times: StageTimes) -> ReadSeries:
     """
     with times.stage("read"):
         series = found.selection.chosen
-        return ReadSeries(found, read_volume(series), source_headers(series), times)
+        volume, notes = read_voxels(series)
+        return ReadSeries(found.with_notes(notes), volume, source_headers(series), times)
 
 
 def infer_series(

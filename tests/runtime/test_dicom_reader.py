@@ -26,7 +26,7 @@ from ucseg_runtime.dicom import transfer_syntaxes
 from ucseg_runtime.dicom.checks import require_readable_pixels
 from ucseg_runtime.dicom.decoding import DecodeLimits, DecoderProcess
 from ucseg_runtime.dicom.instances import Instance, Series
-from ucseg_runtime.dicom.reader import read_volume, source_headers
+from ucseg_runtime.dicom.reader import read_volume, read_voxels, source_headers
 from ucseg_runtime.dicom.selection import select_series
 from ucseg_runtime.dicom.series import scan
 from ucseg_runtime.errors import InputError, PixelDataError
@@ -90,6 +90,26 @@ def test_each_slice_has_its_own_rescale(tmp_path: Path) -> None:
     np.testing.assert_array_equal(voxels[:2], SMALL.hu[:2])
     np.testing.assert_array_equal(voxels[2:], SMALL.hu[2:] + 100)
     assert any("Rescale" in note for note in series.notes)
+
+
+def test_jump_of_the_intensities_where_the_rescale_changes_is_noted(tmp_path: Path) -> None:
+    phantom = replace(SMALL, shape=(8, 12, 10))
+    write_ct_series(tmp_path, phantom, edit=lambda i, d: setting(RescaleIntercept="-24")(d) if i >= 5 else None)
+
+    _, (note,) = read_voxels(only_series(tmp_path))
+
+    assert note.startswith("The mean intensity jumps by ")
+    assert "file 5 of 8 (instance 5) and file 6 of 8 (instance 6)" in note
+
+
+def test_smooth_intensities_are_not_noted_however_they_are_rescaled(tmp_path: Path) -> None:
+    def rescaled(index: int, dataset: FileDataset) -> None:
+        stored = np.frombuffer(dataset.PixelData, dtype=np.uint16) + np.uint16(10 * index)
+        dataset.PixelData, dataset.RescaleIntercept = stored.tobytes(), str(-1024 - 10 * index)
+
+    write_ct_series(tmp_path, replace(SMALL, shape=(8, 12, 10)), edit=rescaled)
+
+    assert read_voxels(only_series(tmp_path))[1] == ()
 
 
 def test_fractional_rescale_gives_float32(tmp_path: Path) -> None:

@@ -273,6 +273,12 @@ def test_missing_end_slices_are_noted_when_numbers_show_them(tmp_path: Path) -> 
     assert any("from 3 to 10" in note for note in series.notes)
 
 
+def test_missing_end_slices_are_noted_when_the_archive_counted_them(tmp_path: Path) -> None:
+    write_ct_series(tmp_path, SMALL, edit=lambda i, d: setting(NumberOfSeriesRelatedInstances=6)(d))
+
+    assert only_series(tmp_path).notes == ("The archive had 6 files of this series, and 4 are present.",)
+
+
 # Geometry
 
 

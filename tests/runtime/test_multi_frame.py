@@ -165,7 +165,7 @@ def test_too_few_compressed_frames_are_refused(tmp_path: Path) -> None:
 
     EnhancedPhantom((PHANTOM,), transfer_syntax=uid.RLELossless).write(tmp_path / "a.dcm", lose_one)
 
-    with pytest.raises(PixelDataError, match="6 fragments of pixel data for 7 frames"):
+    with pytest.raises(PixelDataError, match="6 fragments of pixel data .expected 7"):
         read_volume(scan(tmp_path).series[0])
 
 

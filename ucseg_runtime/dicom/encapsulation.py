@@ -57,7 +57,7 @@ def fragments_of_frames(stream: BinaryIO, instance: Instance) -> list[list[Item]
         return [[item] for item in fragments]
     starts = _starts(stream, table)
     if len(starts) != frames or instance.transfer_syntax == uid.RLELossless:
-        raise _incomplete(instance, f"has {len(fragments)} fragments of pixel data for {frames} frames")
+        raise _incomplete(instance, f"has {len(fragments)} fragments of pixel data (expected {frames})")
     begun_at = [item.offset - fragments[0].offset for item in fragments]
     frame_of = np.searchsorted(starts, begun_at, side="right") - 1
     by_frame: list[list[Item]] = [[] for _ in range(frames)]

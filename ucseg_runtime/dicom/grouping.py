@@ -192,6 +192,10 @@ def _layout_notes(layout: AcquiredGrid | GeometryError) -> list[str]:
 
 def _numbering_notes(group: Sequence[Instance]) -> list[str]:
     """A hint at missing end slices, which positions cannot show."""
+    files = {instance.path for instance in group}
+    told = {instance.series_instances for instance in group} - {None, len(files)}
+    if told:
+        return [f"The archive had {max(filter(None, told))} files of this series, and {len(files)} are present."]
     numbers = {instance.instance_number for instance in group if instance.instance_number is not None}
     if len(numbers) < 2 or max(numbers) - min(numbers) + 1 == len(numbers) and min(numbers) <= 1:
         return []

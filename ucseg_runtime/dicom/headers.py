@@ -60,6 +60,7 @@ _KEYWORDS = (
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "NumberOfFrames",
+    "NumberOfSeriesRelatedInstances",
     "Rows",
     "Columns",
     "PixelSpacing",
@@ -261,6 +262,7 @@ def _instance(found: FoundFile, header: _Header, stream: BufferedReader) -> Inst
         pixels=header.pixels,
         rescale=rescale_of(dataset),
         rescale_type=code_of(dataset, "RescaleType"),
+        series_instances=integer_of(dataset, "NumberOfSeriesRelatedInstances"),
     )
 
 

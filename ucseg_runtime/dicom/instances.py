@@ -119,6 +119,7 @@ class Instance:
         pixels: Where the pixels lie; None when the file has none.
         rescale: Slope and intercept, (0028,1053) and (0028,1052); (1, 0) when absent, None when not finite numbers.
         rescale_type: (0028,1054); may be empty.
+        series_instances: Number of files that the series has in the archive, (0020,1209), which some archives add.
         frame: Number of the frame in its file, from 1; 0 for a file that is one image.
         stack_id: Of a frame: (0020,9056).
     """
@@ -146,6 +147,7 @@ class Instance:
     pixels: PixelLocation | None
     rescale: tuple[float, float] | None
     rescale_type: str = ""
+    series_instances: int | None = None
     frame: int = 0
     stack_id: str = ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from ucseg_runtime.errors import PixelDataError
 _PADDING_HU = -1024
 _HIGHEST_HU = 4000
 _TOLERATED_SHARE = 0.01
+_JUMP_OF_USUAL = 5.0
+_SMALLEST_JUMP = 50.0  # modality units
 _INT16 = np.iinfo(np.int16)
 
 StoredArray = npt.NDArray[np.integer[Any]]  # Any: the precision is the file's, 8 to 32 bits
@@ -53,6 +56,29 @@ def modality_values(stored: StoredArray, instances: Sequence[Instance]) -> Int16
     for index, (slope, intercept) in enumerate(rescales):
         voxels[index] = stored[index].astype(np.float64) * slope + intercept
     return voxels
+
+
+def rescale_jumps(voxels: Int16Array | Float32Array, instances: Sequence[Instance]) -> tuple[str, ...]:
+    """Notes on neighbouring slices whose mean intensity jumps where their rescale changes.
+
+    A scanner may rescale each slice differently, and the values then go on smoothly; where they do not, one of the two
+    rescales is probably wrong.
+
+    Args:
+        voxels: Modality units, shape (slices, rows, columns).
+        instances: Where each slice comes from, in this order.
+    """
+    changes = [index for index, (a, b) in enumerate(pairwise(instances)) if a.rescale != b.rescale]
+    if not changes:
+        return ()
+    steps = np.abs(np.diff([float(plane.mean()) for plane in voxels]))
+    usual = float(np.median(steps))
+    return tuple(
+        f"The mean intensity jumps by {steps[index]:.0f} between {instances[index].where} and "
+        f"{instances[index + 1].where}, where Rescale Slope or Intercept changes (usually {usual:.0f})."
+        for index in changes
+        if steps[index] > max(_JUMP_OF_USUAL * usual, _SMALLEST_JUMP)
+    )
 
 
 def require_hounsfield_units(voxels: Int16Array | Float32Array) -> None:

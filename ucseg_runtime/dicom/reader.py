@@ -25,6 +25,7 @@ from ucseg_runtime.dicom.intensities import (
     StoredArray,
     modality_values,
     require_hounsfield_units,
+    rescale_jumps,
     stored_dtype,
     without_unused_bits,
 )
@@ -38,6 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 def read_volume(series: Series, limits: DecodeLimits | None = None) -> Volume:
+    """The voxels of a series alone; see `read_voxels`."""
+    return read_voxels(series, limits)[0]
+
+
+def read_voxels(series: Series, limits: DecodeLimits | None = None) -> tuple[Volume, tuple[str, ...]]:
     """The voxels of a series in modality units, after every check on its geometry and its pixels.
 
     Slices that are tilted or unevenly spaced are resampled to a straight grid; `acquired_grid` is the way back.
@@ -49,7 +55,8 @@ def read_volume(series: Series, limits: DecodeLimits | None = None) -> Volume:
         limits: How much the child process may use.
 
     Returns:
-        int16 when rescaling yields integers that fit, else float32; slices ascend along the slice normal.
+        The volume, int16 when rescaling yields integers that fit, else float32; slices ascend along the slice normal.
+        And notes on what looks odd, free of patient data.
 
     Raises:
         SeriesSelectionError: The files are no slice images of one patient.
@@ -63,10 +70,11 @@ def read_volume(series: Series, limits: DecodeLimits | None = None) -> Volume:
     voxels = modality_values(_stored_values(series, limits or DecodeLimits()), series.instances)
     if series.modality == "CT":
         require_hounsfield_units(voxels)
+    notes = rescale_jumps(voxels, series.instances)
     logger.info("read: %d slices, %.2f s", series.number_of_instances, perf_counter() - start)
     if isinstance(grid, SliceStack):
-        return Volume(grid.straightened(voxels), grid.straight_grid, series.modality)
-    return Volume(voxels, grid, series.modality)
+        return Volume(grid.straightened(voxels), grid.straight_grid, series.modality), notes
+    return Volume(voxels, grid, series.modality), notes
 
 
 def source_headers(series: Series) -> list[Dataset]:
