@@ -81,12 +81,16 @@ def one_after_the_other(
 ) -> None:
     """Segment the same study again and again with one open engine."""
     from ucseg_runtime.backends.opening import open_backend
-    from ucseg_runtime.series_steps import StageTimes, find_series, infer_series, read_series, write_series
+    from ucseg_runtime.config import WHATEVER_FITS
+    from ucseg_runtime.inputs import found_in
+    from ucseg_runtime.series_steps import StageTimes, infer_series, read_series, write_series
 
     with open_backend(model, inference) as backend:
         for folder in folders:
-            found = find_series(source, model.manifest.modality)
-            inferred = infer_series(read_series(found, StageTimes()), model, nullcontext(backend), inference, outputs)
+            with found_in(source, model.manifest, WHATEVER_FITS) as found:
+                read = read_series(found, StageTimes())
+            inferred = infer_series(read, model, nullcontext(backend), inference, outputs)
+            del read
             write_series(inferred, folder, inference, outputs)
 
 

@@ -20,6 +20,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate, generate_fragments
 
+from tests import archives, nifti_images
 from tests.phantoms import CtPhantom, derived_uid, edit_file, write_ct_series
 from ucseg_runtime.errors import (
     GeometryError,
@@ -37,7 +38,7 @@ class BadInput:
 
     Attributes:
         name: Condition, in words joined by underscores.
-        write: Makes the input in a folder that exists.
+        write: Makes the input in a folder that exists; gives back the input where it is a file.
         error: Exact class of the error.
         code: Its stable identifier.
         mentions: Texts that the message must contain.
@@ -153,19 +154,6 @@ def _zip(folder: Path) -> None:
         archive.writestr("a", "b")
 
 
-def _nested_files(folder: Path) -> None:
-    """400 sequences in each other, written as bytes because writing them recursively fails as well."""
-    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
-    opening = b"\x08\x00\x12\x21SQ\0\0\xff\xff\xff\xff" + item
-    closing = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
-
-    def change(content: bytes) -> bytes:
-        start = dataset_offset(content)
-        return content[:start] + opening * 400 + closing * 400 + content[start:]
-
-    every_file(change)(folder)
-
-
 def _big_endian(folder: Path) -> None:
     for path in write_ct_series(folder):
         dataset = pydicom.dcmread(path)
@@ -272,6 +260,59 @@ def _directory_record(folder: Path) -> None:
     path.write_bytes(path.read_bytes().replace(uid.CTImageStorage.encode(), b"1.2.840.10008.1.3.10\0\0\0\0\0", 1))
 
 
+def _copy_of_one_file(change: Callable[[FileDataset], object]) -> Callable[[Path], None]:
+    """A writer of the default series with a changed second file of the same SOP Instance UID."""
+
+    def write(folder: Path) -> None:
+        paths = write_ct_series(folder)
+        copy = folder / "canaryfile_copy.dcm"
+        copy.write_bytes(paths[4].read_bytes())
+        edit_file(copy, change)
+
+    return write
+
+
+def _second_pass(*indices: int) -> Callable[[Path], None]:
+    """A writer of a series of which slices are there once more under other UIDs, and nothing tells them apart."""
+
+    def write(folder: Path) -> None:
+        write_ct_series(folder)
+        write_ct_series(
+            folder,
+            omit=set(range(10)) - set(indices),
+            prefix="canaryfile_again",
+            edit=lambda index, dataset: setting(SOPInstanceUID=derived_uid("again", index))(dataset),
+        )
+
+    return write
+
+
+def _too_large(folder: Path) -> None:
+    with (folder / "canaryfile.dcm").open("wb") as file:
+        file.write(write_ct_series(folder / "x", omit=range(1, 10))[0].read_bytes())
+        file.truncate(5 * 1024**3)
+    (folder / "x" / "canaryfile_0000.dcm").unlink()
+
+
+def _with_element(element: bytes) -> Callable[[Path], None]:
+    """A writer of files with one more element in front of all others."""
+
+    def change(content: bytes) -> bytes:
+        start = dataset_offset(content)
+        return content[:start] + element + content[start:]
+
+    return every_file(change)
+
+
+def _deep_sequences(depth: int) -> Callable[[Path], None]:
+    """A writer of files with sequences in each other, written as bytes because writing them fails as well."""
+    item = b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    opening = b"\x08\x00\x12\x21SQ\0\0\xff\xff\xff\xff" + item
+    closing = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+
+    return _with_element(opening * depth + closing * depth)
+
+
 RLE = CtPhantom(transfer_syntax=uid.RLELossless)
 J2K = CtPhantom(transfer_syntax=uid.JPEG2000Lossless)
 MPEG2 = uid.MPEG2MPML
@@ -289,6 +330,7 @@ _NOT_DICOM = (
     BadInput("socket", _socket, InputError, "UCSEG-E102", ("a socket",)),
     BadInput("dangling_link", _link_to("canary-nowhere"), InputError, "UCSEG-E102", ("a link",)),
     BadInput("looping_link", _link_to("canaryfile.dcm"), InputError, "UCSEG-E102", ("a link",)),
+    BadInput("file_too_large", _too_large, InputError, "UCSEG-E102", ("5368709120 bytes", "at most")),
     BadInput("link_to_device", _link_to("/dev/zero"), InputError, "UCSEG-E102", ("a link",)),
 )
 
@@ -323,7 +365,36 @@ _UNREADABLE_FILES = (
         ("not encoded in the transfer syntax",),
     ),
     BadInput("transfer_syntax_is_text", every_file(lambda b: _relabelled(b, b"canary")), PixelDataError, "UCSEG-E105"),
-    BadInput("sequences_400_deep", _nested_files, InputError, "UCSEG-E108", ("RecursionError",)),
+    BadInput("sequences_400_deep", _deep_sequences(400), InputError, "UCSEG-E108", ("RecursionError",)),
+    BadInput("sequences_5000_deep", _deep_sequences(5000), InputError, "UCSEG-E108", ("RecursionError",)),
+    BadInput(
+        "sequence_of_garbage",
+        _with_element(b"\x08\x00\x05\x11SQ\0\0\xff\xff\xff\xffcanary in a sequence"),
+        InputError,
+        "UCSEG-E108",
+        ("OSError",),
+    ),
+    BadInput(
+        "unknown_value_representation",
+        _with_element(b"\x08\x00\x05\x00ZZ\x08\x00canary12"),
+        InputError,
+        "UCSEG-E108",
+        ("NotImplementedError",),
+    ),
+    BadInput(
+        "bytes_of_undefined_length",
+        _with_element(b"\x08\x00\x05\x00OB\0\0\xff\xff\xff\xffcanarycanary"),
+        InputError,
+        "UCSEG-E108",
+        ("TypeError",),
+    ),
+    BadInput(
+        "value_representation_garbage",
+        _with_element(b"\x08\x00\x05\x00\1\2\x08\0canary12"),
+        InputError,
+        "UCSEG-E103",
+        ("middle of its header",),
+    ),
     BadInput("directory_record", _directory_record, InputError, "UCSEG-E121", ("DICOMDIR",)),
 )
 
@@ -423,6 +494,20 @@ _BAD_GEOMETRY = (
     BadInput("mixed_patients", series_with(_mixed_patients, 4, 5), SeriesSelectionError, "UCSEG-E110", ("patient",)),
     BadInput("one_slice_sagittal", series_with(_sagittal, 4), GeometryError, "UCSEG-E111", ("90.0 degrees",)),
     BadInput(
+        "one_slice_turned_in_its_plane",
+        series_with(setting(ImageOrientationPatient=[0, 1, 0, -1, 0, 0]), 4),
+        GeometryError,
+        "UCSEG-E111",
+        ("turned within",),
+    ),
+    BadInput(
+        "half_of_the_slices_coronal",
+        series_with(setting(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), 5, 6, 7, 8, 9),
+        GeometryError,
+        "UCSEG-E111",
+        ("90.0 degrees",),
+    ),
+    BadInput(
         "only_localizers",
         series_with(setting(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
         GeometryError,
@@ -436,6 +521,28 @@ _BAD_GEOMETRY = (
         "UCSEG-E112",
         ("file 4 of 10", "file 5 of 10"),
     ),
+    BadInput(
+        "copy_with_another_header",
+        _copy_of_one_file(setting(WindowCenter="50")),
+        SpacingError,
+        "UCSEG-E112",
+        ("differ in content",),
+    ),
+    BadInput(
+        "copy_with_other_pixels",
+        _copy_of_one_file(lambda d: setattr(d, "PixelData", d.PixelData[:-2] + b"\1\0")),
+        SpacingError,
+        "UCSEG-E112",
+        ("differ in content",),
+    ),
+    BadInput(
+        "second_pass_that_nothing_tells_apart",
+        _second_pass(*range(10)),
+        SpacingError,
+        "UCSEG-E113",
+        ("10 slices", "acquisition numbers: 1 (20 files)"),
+    ),
+    BadInput("half_of_a_second_pass", _second_pass(0, 1, 2), SpacingError, "UCSEG-E113", ("3 slices",)),
     BadInput(
         "copy_at_same_position",
         _copy_at_same_position,
@@ -515,6 +622,20 @@ _WRONG_KIND = (
         "UCSEG-E121",
         ("Secondary Capture",),
     ),
+    BadInput(
+        "segmentation",
+        series_with(setting(SOPClassUID=uid.SegmentationStorage, Modality="SEG")),
+        SeriesSelectionError,
+        "UCSEG-E121",
+        ("SEG", "CT"),
+    ),
+    BadInput(
+        "localizer_class_of_another_device",
+        series_with(setting(SOPClassUID=uid.MRImageStorage)),
+        SeriesSelectionError,
+        "UCSEG-E121",
+        ("MR Image Storage",),
+    ),
     BadInput("structured_report", series_with(_report), SeriesSelectionError, "UCSEG-E121", ("SR",)),
     BadInput("frames_not_described", series_with(_enhanced), InputError, "UCSEG-E104", ("10 × has another number",)),
     BadInput("one_slice", _omitting(*range(1, 10)), GeometryError, "UCSEG-E121", ("at least 2",)),
@@ -539,4 +660,98 @@ _BAD_INTENSITIES = (
     BadInput("higher_than_metal", series_with(setting(RescaleSlope="20")), PixelDataError, "UCSEG-E122", ("4000 HU",)),
 )
 
-BAD_INPUTS = (*_NOT_DICOM, *_UNREADABLE_FILES, *_BAD_PIXELS, *_BAD_GEOMETRY, *_WRONG_KIND, *_BAD_INTENSITIES)
+_HU = CtPhantom().hu
+
+
+def _text(path: Path) -> Path:
+    path.write_text("canary")
+    return path
+
+
+def _image(name: str, write: Callable[[Path], object], *mentions: str) -> BadInput:
+    return BadInput(f"nifti_{name}", write, InputError, "UCSEG-E124", mentions)
+
+
+_BAD_IMAGES = (
+    _image("no_form", nifti_images.image_with(nifti_images.fields(qform_code=0, sform_code=0)), "neither a qform"),
+    _image("forms_20_mm_apart", nifti_images.image_with(nifti_images.moved_qform), "differently"),
+    _image("forms_mirrored", nifti_images.image_with(nifti_images.mirrored_qform), "differently"),
+    _image("sheared", nifti_images.image_with(nifti_images.sheared), "perpendicular"),
+    _image(
+        "affine_not_finite", nifti_images.image_with(nifti_images.fields(srow_x=[np.nan, 0, 0, 0])), "cannot be placed"
+    ),
+    _image(
+        "affine_all_zero",
+        nifti_images.image_with(nifti_images.fields(srow_x=0, srow_y=0, srow_z=0, qform_code=0)),
+        "cannot be placed",
+    ),
+    _image("lengths_in_metres", nifti_images.image_with(nifti_images.fields(xyzt_units=1)), "another unit"),
+    _image("four_dimensions", nifti_images.image_with(nifti_images.dims(48, 40, 5, 2)), "2 volumes"),
+    _image("two_dimensions", nifti_images.image_with(nifti_images.dims(48, 400)), "2 dimensions"),
+    _image("no_dimension", nifti_images.image_with(nifti_images.fields(dim=[0] * 8)), "0 dimensions"),
+    _image("negative_dimension", nifti_images.image_with(nifti_images.dims(48, -40, 10)), "-40"),
+    _image("one_slice", nifti_images.image_with(voxels=_HU[:1]), "at least 2"),
+    _image("int64", nifti_images.image_with(voxels=_HU.astype(np.int64)), "NIfTI type 1024"),
+    _image("complex", nifti_images.image_with(voxels=_HU.astype(np.complex64)), "NIfTI type 32"),
+    _image("unknown_type", nifti_images.image_with(nifti_images.fields(datatype=77)), "NIfTI type 77"),
+    _image(
+        "voxels_not_finite",
+        nifti_images.image_with(voxels=np.where(_HU == 30, np.nan, _HU).astype(np.float32)),
+        "not finite",
+    ),
+    _image("scale_not_finite", nifti_images.image_with(nifti_images.fields(scl_slope=np.inf)), "not finite"),
+    _image("header_bomb", nifti_images.image_with(nifti_images.dims(32000, 32000, 100)), "102400000000 voxels"),
+    _image("voxels_far_away", nifti_images.image_with(nifti_images.fields(vox_offset=1e9)), "begin at byte"),
+    _image("cut_off", nifti_images.image_bytes(lambda b: b[:-100]), "cut off"),
+    _image("cut_off_plain", nifti_images.image_bytes(lambda b: b[:-100], "canaryfile.nii"), "cut off"),
+    _image("more_slices_than_declared", nifti_images.image_with(nifti_images.dims(48, 40, 9)), "more bytes"),
+    _image("gzip_cut_off", nifti_images.compressed_bytes(lambda b: b[: len(b) // 2]), "cut off"),
+    _image("gzip_checksum", nifti_images.compressed_bytes(nifti_images.wrong_gzip_checksum), "damaged"),
+    _image(
+        "not_gzip", lambda folder: nifti_images.write_image(folder / "x.nii").rename(folder / "canary.nii.gz"), "gz"
+    ),
+    _image("header_of_a_pair", nifti_images.image_bytes(nifti_images.header_alone, "canary.nii"), "pair"),
+    _image("text", lambda folder: _text(folder / "canary.nii"), "no NIfTI header"),
+    _image("header_cut_off", nifti_images.image_bytes(lambda b: b[:200], "canary.nii"), "no NIfTI header"),
+)
+
+
+def _archive(name: str, write: Callable[[Path], object], *mentions: str) -> BadInput:
+    return BadInput(f"zip_{name}", write, InputError, "UCSEG-E125", mentions)
+
+
+_BAD_ARCHIVES = (
+    _archive("bomb", archives.archive_with([("canary.dcm", bytes(20_000_000))]), "declare 20000000 bytes"),
+    _archive("overlapping_members", archives.overlapping, "declare 30000000 bytes"),
+    _archive("directory_bomb", archives.long_directory, "3000000000 bytes"),
+    _archive("100000_members", archives.archive_with((f"{n}", b"") for n in range(100_000)), "100000 members"),
+    _archive("nested", archives.nested, "archive inside of an archive"),
+    _archive("encrypted", archives.damaged(archives.encrypted), "encrypted"),
+    _archive("wrong_checksum", archives.damaged(archives.wrong_checksum), "BadZipFile"),
+    _archive("cut_off", archives.damaged(lambda b: b[: len(b) // 2]), "cut off"),
+    _archive("first_half_missing", archives.damaged(lambda b: b[:4] + b[len(b) // 2 :]), "damaged"),
+    _archive("flipped_bytes", archives.damaged(lambda b: b[:300] + bytes(x ^ 0x55 for x in b[300:400]) + b[400:])),
+    _archive("lzma", archives.archive_with([("canary.dcm", b"x" * 5000)], zipfile.ZIP_LZMA), "another method"),
+)
+
+BAD_INPUTS = (
+    *_NOT_DICOM,
+    *_UNREADABLE_FILES,
+    *_BAD_PIXELS,
+    *_BAD_GEOMETRY,
+    *_WRONG_KIND,
+    *_BAD_INTENSITIES,
+    *_BAD_IMAGES,
+    *_BAD_ARCHIVES,
+    BadInput("zip_of_text", archives.archive_with([("a", b"canary")]), NotDicomError, "UCSEG-E101", ("DICM",)),
+    BadInput("zip_of_links", archives.archive_with([archives.link("a", "/canary")]), InputError, "UCSEG-E102"),
+    BadInput("zip_of_nothing", archives.archive_with([]), NotDicomError, "UCSEG-E101", ("no files",)),
+    BadInput("nifti_constant", nifti_images.image_with(voxels=_HU * 0), PixelDataError, "UCSEG-E122", ("same value",)),
+    BadInput(
+        "nifti_probabilities",
+        nifti_images.image_with(voxels=(_HU > 0).astype(np.float32)),
+        PixelDataError,
+        "UCSEG-E122",
+        ("negative",),
+    ),
+)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ucseg_runtime.series_rules import SeriesRule
 from ucseg_runtime.server_options import TritonServer
 
 EngineName = Literal["openvino", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"]
@@ -66,12 +67,18 @@ class InputOptions:
             fits best.
         allow_gaps: Most missing slices in a row that are bridged by their neighbours.
         expect_instances: Number of slices that the series must have; 0 for any.
+        rules: That the series must pass, beside those of the model.
     """
 
     series_uid: str | None = None
     volume: int = 0
     allow_gaps: int = 0
     expect_instances: int = 0
+    rules: tuple[SeriesRule, ...] = ()
+
+    def with_rules(self, rules: tuple[SeriesRule, ...]) -> InputOptions:
+        """The same with these rules before its own."""
+        return replace(self, rules=(*rules, *self.rules))
 
 
 WHATEVER_FITS = InputOptions()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ucseg_runtime.config import WHATEVER_FITS, InputOptions
 from ucseg_runtime.dicom.instances import Series
-from ucseg_runtime.dicom.selection import Selection, select_series, unusable_because
-from ucseg_runtime.dicom.series import SkippedFile, scan
+from ucseg_runtime.dicom.selection import Selection, explained, select_series, unusable_because
+from ucseg_runtime.dicom.series import SkippedFile, scan_files
+from ucseg_runtime.dicom.sources import opened_input
 from ucseg_runtime.errors import InputError, UcsegError
+from ucseg_runtime.manifest import ModelSpec
+from ucseg_runtime.series_rules import Judgement, SeriesRule
 
 Verdict = Literal["used", "rejected"]
 
@@ -30,6 +34,7 @@ class SeriesReport:
         columns: Of each image.
         verdict: Whether it would be segmented.
         reason: Why it would not; notes on what was put right where it would.
+        checks: Every check and every rule with its outcome.
     """
 
     study: int
@@ -41,6 +46,7 @@ class SeriesReport:
     columns: int
     verdict: Verdict
     reason: str
+    checks: tuple[Judgement, ...]
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,13 @@ class InputReport:
     Attributes:
         series: Every series, in a fixed order.
         skipped: Files that belong to no series.
+        names: Of all files, by ordinal; they can hold patient data.
         error: Why nothing would be segmented; None where one series would be.
     """
 
     series: tuple[SeriesReport, ...]
     skipped: tuple[SkippedFile, ...]
+    names: tuple[str, ...] = field(repr=False)
     error: UcsegError | None
 
     def skipped_by_reason(self) -> dict[tuple[str, str], int]:
@@ -62,7 +70,7 @@ class InputReport:
         return dict(Counter((item.code, item.reason) for item in self.skipped))
 
     def as_json(self) -> dict[str, object]:
-        """The report for machines."""
+        """The report for machines, without names of files."""
         return {
             "series": [asdict(row) for row in self.series],
             "skipped": [asdict(item) for item in self.skipped],
@@ -70,27 +78,38 @@ class InputReport:
         }
 
 
-def inspect_input(path: Path, modality: str, wanted: InputOptions = WHATEVER_FITS) -> InputReport:
+def inspect_input(path: Path, spec: ModelSpec, wanted: InputOptions = WHATEVER_FITS) -> InputReport:
     """Scan an input and judge every series as `segment_series` would.
 
     Args:
-        path: Folder or file.
-        modality: What the model was made for.
-        wanted: Which series the caller insists on, and what it may lack.
+        path: Folder, DICOM file, DICOMDIR or zip archive.
+        spec: The model.
+        wanted: What the caller insists on, and allows.
 
     Raises:
         InputError: Nothing in the input is readable as DICOM.
+        OutputError: There is no room for what an archive holds.
     """
-    found = scan(path, allow_gaps=wanted.allow_gaps)
+    wanted = wanted.with_rules(spec.series_rules())
+    with opened_input(path) as files:
+        found = scan_files(files, wanted.allow_gaps)
     studies = {uid: ordinal for ordinal, uid in enumerate(dict.fromkeys(s.study_uid for s in found.series), start=1)}
     error: InputError | None = None
     try:
-        verdicts = _verdicts(select_series(found, modality, wanted))
+        verdicts = _verdicts(select_series(found, spec.modality, wanted))
     except InputError as raised:
         error = raised
-        verdicts = {id(series): ("rejected", _why_not(series, modality)) for series in found.series}
-    rows = (_report(series, studies[series.study_uid], *verdicts[id(series)]) for series in found.series)
-    return InputReport(tuple(rows), found.skipped, error)
+        verdicts = {id(series): ("rejected", _why_not(series, spec.modality, wanted.rules)) for series in found.series}
+    rows = (
+        _report(
+            series,
+            studies[series.study_uid],
+            explained(series, spec.modality, wanted.rules),
+            *verdicts[id(series)],
+        )
+        for series in found.series
+    )
+    return InputReport(tuple(rows), found.skipped, tuple(file.name for file in files), error)
 
 
 def _verdicts(selection: Selection) -> dict[int, tuple[Verdict, str]]:
@@ -102,12 +121,12 @@ def _verdicts(selection: Selection) -> dict[int, tuple[Verdict, str]]:
     return verdicts
 
 
-def _why_not(series: Series, modality: str) -> str:
-    failure = unusable_because(series, modality)
+def _why_not(series: Series, modality: str, rules: Sequence[SeriesRule]) -> str:
+    failure = unusable_because(series, modality, rules)
     return f"{failure.code} {failure}" if failure else "Not the series that was asked for."
 
 
-def _report(series: Series, study: int, verdict: Verdict, reason: str) -> SeriesReport:
+def _report(series: Series, study: int, checks: tuple[Judgement, ...], verdict: Verdict, reason: str) -> SeriesReport:
     return SeriesReport(
         study=study,
         series_uid=series.series_uid,
@@ -118,4 +137,5 @@ def _report(series: Series, study: int, verdict: Verdict, reason: str) -> Series
         columns=series.columns,
         verdict=verdict,
         reason=reason,
+        checks=checks,
     )

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from ucseg_runtime.errors import ManifestError
 from ucseg_runtime.intensity import Intensity
 from ucseg_runtime.intensity import PiecewiseLinear as PiecewiseLinear
+from ucseg_runtime.series_rules import SeriesRule, rules_from_texts
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -99,6 +100,27 @@ class Preprocessing(_Frozen):
         if (self.spacing_mm is None) == (self.plane_shape is None):
             raise ValueError("either spacing_mm or plane_shape must be given")
         return self
+
+
+class SeriesChoice(_Frozen):
+    """Rules that a series must pass to be what the model is for; see `series_rules` for their form.
+
+    Attributes:
+        choose: Rules that it must fit.
+        exclude: Rules that it must not fit.
+    """
+
+    choose: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _readable(self) -> SeriesChoice:
+        self.rules()
+        return self
+
+    def rules(self) -> tuple[SeriesRule, ...]:
+        """The rules, parsed."""
+        return rules_from_texts(self.choose, self.exclude, "model")
 
 
 class Tiling(_Frozen):
@@ -212,6 +234,11 @@ class ModelSpec(_Frozen):
     budgets: dict[Precision, Budget] = Field(default_factory=lambda: dict(DEFAULT_BUDGETS))
     provenance: dict[str, str]
     quality: tuple[Quality, ...] = ()
+    series: SeriesChoice = SeriesChoice()
+
+    def series_rules(self) -> tuple[SeriesRule, ...]:
+        """Rules that a series must pass, apart from its modality."""
+        return self.series.rules()
 
     @property
     def num_classes(self) -> int:

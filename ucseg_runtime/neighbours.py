@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -21,6 +21,8 @@ from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.errors import InputError, OutputError, UcsegError
+from ucseg_runtime.inputs import found_in
+from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.nifti import require_nibabel
 from ucseg_runtime.pipeline import Progress
@@ -31,7 +33,6 @@ from ucseg_runtime.series_steps import (
     SeriesResult,
     StageTimes,
     check_outputs,
-    find_series,
     infer_series,
     read_series,
     write_series,
@@ -47,7 +48,7 @@ class SeriesJob:
     """One input and where its results go.
 
     Attributes:
-        source: Folder or file with DICOM images.
+        source: Folder, DICOM file, DICOMDIR, zip archive or NIfTI file.
         folder: Folder for the results; made when missing.
     """
 
@@ -118,7 +119,7 @@ def segment_neighbours(
     if outputs.nifti:
         require_nibabel()
     with Worker() as reading, Worker() as writing:
-        reader = _Reader(reading, jobs, model.manifest.modality, wanted, outputs)
+        reader = _Reader(reading, jobs, model.manifest, wanted, outputs)
         writer = _Writer(writing, inference, outputs, report)
         with _opened_once(model, inference) as opening:
             for ordinal, job in reader:
@@ -150,10 +151,15 @@ class _Reader:
     """
 
     def __init__(
-        self, worker: Worker, jobs: Iterable[SeriesJob], modality: str, wanted: InputOptions, outputs: OutputOptions
+        self,
+        worker: Worker,
+        jobs: Iterable[SeriesJob],
+        manifest: Manifest,
+        wanted: InputOptions,
+        outputs: OutputOptions,
     ) -> None:
         self._worker = worker
-        self._settings = modality, wanted, outputs
+        self._settings = manifest, wanted, outputs
         self._upcoming = iter(enumerate(jobs, start=1))
         self._started: list[tuple[int, SeriesJob]] = []  # at most one
         self._start_next()
@@ -240,10 +246,11 @@ class _Writer:
             raise OutputError(message, hint="Run it again.") from death
 
 
-def _read(job: SeriesJob, modality: str, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
+def _read(job: SeriesJob, manifest: Manifest, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
     """All that comes before the network. Runs in a child."""
     check_outputs(job.folder, outputs)
     times = StageTimes()
-    with times.stage("scan"):
-        found = find_series(job.source, modality, wanted)
-    return read_series(found, times)
+    with ExitStack() as stack:
+        with times.stage("scan"):
+            found = stack.enter_context(found_in(job.source, manifest, wanted))
+        return read_series(found, times)

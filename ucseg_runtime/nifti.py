@@ -1,10 +1,12 @@
-"""Label map and uncertainty as NIfTI, for research tools. The only place where coordinates are RAS."""
+"""NIfTI files of label map and uncertainty, and their grids. The only place where coordinates are RAS."""
 
 from __future__ import annotations
 
 import gzip
 import importlib
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +15,38 @@ from ucseg_runtime.arrays import Float32Array, Float64Array, UInt8Array, UInt16A
 from ucseg_runtime.errors import BackendUnavailableError, OutputError
 from ucseg_runtime.geometry import VolumeGeometry
 
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Header
+
 _SCALE = 65535
 _SCANNER_ANATOMICAL = 1
 _COMPRESSION = 1  # twice as fast as 6 on label maps, and a third larger
+_PLACING_FIELDS = (
+    *("xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
 
 
-def write_nifti(path: Path, voxels: UInt8Array | UInt16Array | Float32Array, geometry: VolumeGeometry) -> None:
+@dataclass(frozen=True)
+class NiftiGrid:
+    """The grid of an image as its own header says it, to be written again bit for bit.
+
+    Attributes:
+        version: 1 or 2.
+        raw: The header, 348 or 540 bytes.
+    """
+
+    version: int
+    raw: bytes = field(repr=False)
+
+    def header(self) -> Nifti1Header:
+        """The header, parsed by nibabel; nothing in it is checked."""
+        return _header_class(self.version)(self.raw, check=False)
+
+
+def write_nifti(
+    path: Path, voxels: UInt8Array | UInt16Array | Float32Array, geometry: VolumeGeometry | NiftiGrid
+) -> None:
     """Write an array with its place in the patient as ``.nii.gz``; the same array always gives the same bytes.
 
     Args:
@@ -26,7 +54,7 @@ def write_nifti(path: Path, voxels: UInt8Array | UInt16Array | Float32Array, geo
         voxels: Shape (z, y, x). uint8 labels are stored as they are; float32 in [0, 1] is stored as 16-bit integers
             with slope 1 / 65535, so that the error is at most 1 / 131070; uint16 is what was so stored before. Axes in
             the file are (x, y, z).
-        geometry: Grid of the voxels.
+        geometry: Grid of the voxels; that of another image is taken over as it is, with its NIfTI version.
 
     Raises:
         BackendUnavailableError: nibabel is not installed.
@@ -51,8 +79,23 @@ def ras_affine(geometry: VolumeGeometry) -> Float64Array:
     return affine
 
 
+def geometry_from_ras(affine: Float64Array, shape_xyz: tuple[int, int, int]) -> VolumeGeometry:
+    """The grid of a file: the inverse of `ras_affine`.
+
+    Args:
+        affine: From the index (x, y, z, 1) of the file to RAS coordinates in mm, shape (4, 4).
+        shape_xyz: Voxels along the axes of the file.
+
+    Raises:
+        GeometryError: The affine is not finite or not that of a grid with perpendicular axes.
+    """
+    reversed_index = np.eye(4)[[2, 1, 0, 3]]
+    x, y, z = shape_xyz
+    return VolumeGeometry(np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine @ reversed_index, (z, y, x))
+
+
 def require_nibabel() -> None:
-    """Check that NIfTI can be written, so that a run can fail before it starts and not at its end.
+    """Check that NIfTI can be read and written, so that a run can fail before it starts and not at its end.
 
     Raises:
         BackendUnavailableError: nibabel is not installed.
@@ -60,9 +103,7 @@ def require_nibabel() -> None:
     try:
         importlib.import_module("nibabel")
     except ImportError as error:
-        raise BackendUnavailableError(
-            "Writing NIfTI needs the 'nifti' extra:", hint="pip install 'ucseg[nifti]'."
-        ) from error
+        raise BackendUnavailableError("NIfTI needs the 'nifti' extra:", hint="pip install 'ucseg[nifti]'.") from error
 
 
 def _stored(voxels: UInt8Array | UInt16Array | Float32Array) -> tuple[UInt8Array | UInt16Array, float]:
@@ -79,18 +120,33 @@ def _stored(voxels: UInt8Array | UInt16Array | Float32Array) -> tuple[UInt8Array
     return np.rint(voxels * np.float32(_SCALE)).astype(np.uint16), 1.0 / _SCALE
 
 
-def _header(stored: npt.NDArray[np.generic], geometry: VolumeGeometry, slope: float) -> bytes:
-    """The 352 bytes before the voxels, little endian."""
+def _header(stored: npt.NDArray[np.generic], geometry: VolumeGeometry | NiftiGrid, slope: float) -> bytes:
+    """Everything before the voxels, little endian: the header and four bytes that say that no extension follows."""
     require_nibabel()
-    from nibabel.nifti1 import Nifti1Header
-
-    affine = ras_affine(geometry)
-    header = Nifti1Header(endianness="<")
+    header = _header_class(geometry.version if isinstance(geometry, NiftiGrid) else 1)(endianness="<")
     header.set_data_shape(stored.shape[::-1])
     header.set_data_dtype(stored.dtype)
-    header.set_xyzt_units("mm")
-    header.set_sform(affine, _SCANNER_ANATOMICAL)
-    header.set_qform(affine, _SCANNER_ANATOMICAL)
+    if isinstance(geometry, NiftiGrid):
+        _place_like(header, geometry.header())
+    else:
+        affine = ras_affine(geometry)
+        header.set_xyzt_units("mm")
+        header.set_sform(affine, _SCANNER_ANATOMICAL)
+        header.set_qform(affine, _SCANNER_ANATOMICAL)
     header.set_slope_inter(slope, 0.0)
-    header["magic"], header["vox_offset"] = b"n+1", 352
+    header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
     return bytes(header.binaryblock) + b"\0\0\0\0"
+
+
+def _place_like(header: Nifti1Header, other: Nifti1Header) -> None:
+    header["pixdim"][:4] = other["pixdim"][:4]
+    for name in _PLACING_FIELDS:
+        header[name] = other[name]
+
+
+def _header_class(version: int) -> type[Nifti1Header]:
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    header_class: type[Nifti1Header] = Nifti1Header if version == 1 else Nifti2Header
+    return header_class

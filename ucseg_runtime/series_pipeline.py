@@ -1,7 +1,8 @@
-"""From an input with DICOM files to published results: one series, start to end."""
+"""From an input to published results: one series or image, start to end."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,20 +10,20 @@ from ucseg_runtime.backends.choice import choose
 from ucseg_runtime.backends.load import EngineLoad, engine_load
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
-from ucseg_runtime.dicom.instances import Series
-from ucseg_runtime.dicom.stacking import volume_geometry
+from ucseg_runtime.inputs import Found, found_in, grid_of
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.pipeline import Progress
 from ucseg_runtime.planning import plan_run
 from ucseg_runtime.series_steps import (
+    InferredSeries,
     SeriesResult,
     StageTimes,
     check_outputs,
-    find_series,
     infer_series,
     read_series,
     write_series,
 )
+from ucseg_runtime.slice_stack import straight_grid
 
 _NOTHING_HERE = EngineLoad(parallel_tiles=1, opened_mb=0.0, tile_mb=0.0, seconds_per_tile=None)
 """What an engine takes of this machine's memory while a server computes."""
@@ -37,10 +38,10 @@ def segment_series(
     wanted: InputOptions = WHATEVER_FITS,
     progress: Progress | None = None,
 ) -> SeriesResult:
-    """Segment the one series of an input that fits the model, and publish all results or none.
+    """Segment the one series of an input that fits the model, or its one image, and publish all results or none.
 
     Args:
-        source: Folder or file with DICOM images.
+        source: Folder, DICOM file, DICOMDIR, zip archive or NIfTI file.
         folder: Folder for the results; made when missing.
         model: Verified model folder.
         inference: Engine, precision, threads.
@@ -54,24 +55,33 @@ def segment_series(
         OutputError: The results could not be written; nothing of them is left.
     """
     check_outputs(folder, outputs)
-    times = StageTimes()
-    with times.stage("scan"):
-        found = find_series(source, model.manifest.modality, wanted)
-        inference = _within_memory(found.selection.chosen, model, inference, outputs)
-    # One statement, so that the volume is gone before anything is written.
-    inferred = infer_series(
-        read_series(found, times), model, open_backend(model, inference), inference, outputs, progress
-    )
+    inferred = _inferred(source, model, inference, outputs, wanted, progress)
     return write_series(inferred, folder, inference, outputs)
 
 
-def _within_memory(
-    series: Series, model: Model, inference: InferenceOptions, outputs: OutputOptions
-) -> InferenceOptions:
+def _inferred(
+    source: Path,
+    model: Model,
+    inference: InferenceOptions,
+    outputs: OutputOptions,
+    wanted: InputOptions,
+    progress: Progress | None,
+) -> InferredSeries:
+    """All but writing; a function of its own, so that the volume is gone before anything is written."""
+    times = StageTimes()
+    with ExitStack() as stack:
+        with times.stage("scan"):
+            found = stack.enter_context(found_in(source, model.manifest, wanted))
+            inference = _within_memory(found, model, inference, outputs)
+        read = read_series(found, times)
+    return infer_series(read, model, open_backend(model, inference), inference, outputs, progress)
+
+
+def _within_memory(found: Found, model: Model, inference: InferenceOptions, outputs: OutputOptions) -> InferenceOptions:
     """The options with so many tiles at the same time as fit the memory budget, where there is one."""
     if not inference.max_memory_mb:
         return inference
     on_server = inference.server is not None
     load = _NOTHING_HERE if on_server else engine_load(model, choose(model, inference), inference)
-    plan = plan_run(volume_geometry(series), model.manifest, outputs, load, inference.max_memory_mb)
+    plan = plan_run(straight_grid(grid_of(found)), model.manifest, outputs, load, inference.max_memory_mb)
     return replace(inference, most_parallel_tiles=plan.parallel_tiles)

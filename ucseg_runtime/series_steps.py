@@ -19,18 +19,15 @@ from pydicom.dataset import Dataset
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.timed import TimedBackend
 from ucseg_runtime.backends.triton_volume import RemoteRun, segment_on_server
-from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
-from ucseg_runtime.dicom.checks import require_instances
-from ucseg_runtime.dicom.instances import Series
+from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.dicom.reader import read_voxels, source_headers
-from ucseg_runtime.dicom.selection import RejectedSeries, Selection, select_series
-from ucseg_runtime.dicom.series import SkippedFile, scan
 from ucseg_runtime.dicom.source_study import source_key
-from ucseg_runtime.dicom.stacking import acquired_grid
 from ucseg_runtime.identity import RunIdentity
+from ucseg_runtime.inputs import Found, grid_of
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.montage import montage_png
 from ucseg_runtime.nifti import require_nibabel, write_nifti
+from ucseg_runtime.nifti_input import NiftiImage, read_image
 from ucseg_runtime.pipeline import Progress, segment_volume
 from ucseg_runtime.publish import (
     LABELS_NIFTI,
@@ -76,9 +73,7 @@ class SeriesResult:
     Attributes:
         folder: Where the results are.
         files: Names of the published files.
-        series: The series that was segmented.
-        rejected: The other series, with reasons.
-        skipped: Files that belong to no series, with reasons.
+        found: What was segmented, and what was left out.
         measurements: One per class.
         engine: What computed it.
         engine_reason: Why this engine and precision were chosen.
@@ -88,32 +83,12 @@ class SeriesResult:
 
     folder: Path
     files: tuple[str, ...]
-    series: Series
-    rejected: tuple[RejectedSeries, ...]
-    skipped: tuple[SkippedFile, ...]
+    found: Found
     measurements: tuple[SegmentMeasurement, ...]
     engine: EngineInfo
     engine_reason: str
     tiles: int
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class FoundSeries:
-    """The series of an input that is to be segmented; its pixels are not read yet.
-
-    Attributes:
-        selection: The series, and the others with reasons.
-        skipped: Files that belong to no series, with reasons.
-    """
-
-    selection: Selection
-    skipped: tuple[SkippedFile, ...]
-
-    def with_notes(self, notes: tuple[str, ...]) -> FoundSeries:
-        """The same with more notes on the chosen series."""
-        chosen = self.selection.chosen
-        return replace(self, selection=replace(self.selection, chosen=replace(chosen, notes=(*chosen.notes, *notes))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +98,11 @@ class ReadSeries:
     Attributes:
         found: What was read.
         volume: Its voxels.
-        sources: Header of every slice.
+        sources: Header of every slice; none of a NIfTI image.
         times: Of the run so far.
     """
 
-    found: FoundSeries
+    found: Found
     volume: Volume
     sources: Sequence[Dataset]
     times: StageTimes
@@ -139,7 +114,7 @@ class InferredSeries:
 
     Attributes:
         found: What was segmented.
-        sources: Header of every slice.
+        sources: Header of every slice; none of a NIfTI image.
         segmentation: On the straight grid that was segmented, with the uncertainty as it is stored.
         on_slices: The same on the slices as they were acquired; the same object where they lie on that grid.
         measurements: One per class.
@@ -150,7 +125,7 @@ class InferredSeries:
         times: Of the run so far.
     """
 
-    found: FoundSeries
+    found: Found
     sources: Sequence[Dataset]
     segmentation: Segmentation
     on_slices: Segmentation
@@ -174,35 +149,19 @@ def check_outputs(folder: Path, outputs: OutputOptions) -> None:
         require_nibabel()
 
 
-def find_series(source: Path, modality: str, wanted: InputOptions = WHATEVER_FITS) -> FoundSeries:
-    """Read all headers of an input and choose one series.
-
-    Args:
-        source: Folder or file with DICOM images.
-        modality: That the model was made for.
-        wanted: What the caller insists on, and allows.
-
-    Raises:
-        InputError: The input cannot be read, no series of it can be segmented, or it has another number of slices than
-            expected.
-    """
-    found = scan(source, allow_gaps=wanted.allow_gaps)
-    selection = select_series(found, modality, wanted)
-    require_instances(selection.chosen, wanted.expect_instances)
-    return FoundSeries(selection, found.skipped)
-
-
-def read_series(found: FoundSeries, times: StageTimes) -> ReadSeries:
+def read_series(found: Found, times: StageTimes) -> ReadSeries:
     """Read and decode the pixels of a series, and all headers.
 
     Args:
-        found: The series.
+        found: The series or image.
         times: Of the run so far.
 
     Raises:
         InputError: The files are damaged, or changed since they were found.
     """
     with times.stage("read"):
+        if isinstance(found, NiftiImage):
+            return ReadSeries(found, read_image(found), (), times)
         series = found.selection.chosen
         volume, notes = read_voxels(series)
         return ReadSeries(found.with_notes(notes), volume, source_headers(series), times)
@@ -237,7 +196,7 @@ def infer_series(
     inference = replace(inference, keep_probabilities=outputs.seg_type == "fractional")
     segmentation, network = _segment(read, model, opening, inference, progress)
     with read.times.stage("measure"):
-        grid = acquired_grid(read.found.selection.chosen)
+        grid = grid_of(read.found)
         measurements, picture = measure(segmentation), montage_png(read.volume, segmentation)
         straight = ready_to_write(segmentation)
         return InferredSeries(
@@ -276,9 +235,7 @@ def write_series(
     return SeriesResult(
         folder=folder,
         files=files,
-        series=inferred.found.selection.chosen,
-        rejected=inferred.found.selection.rejected,
-        skipped=inferred.found.skipped,
+        found=inferred.found,
         measurements=inferred.measurements,
         engine=inferred.identity.engine,
         engine_reason=inferred.engine_reason,
@@ -331,33 +288,48 @@ def _segment(
 
 def _write_all(staging: Staging, inferred: InferredSeries, outputs: OutputOptions) -> None:
     """One object after the other; of each only its header is kept."""
+    segmentation, found = inferred.segmentation, inferred.found
+    if not isinstance(found, NiftiImage):
+        _write_dicom(staging, inferred, outputs)
+    staging.path(MONTAGE).write_bytes(inferred.picture)
+    if outputs.nifti or isinstance(found, NiftiImage):
+        grid = found.grid if isinstance(found, NiftiImage) else straight_grid(segmentation.geometry)
+        write_nifti(staging.path(LABELS_NIFTI), segmentation.label_map, grid)
+        write_nifti(staging.path(UNCERTAINTY_NIFTI), segmentation.uncertainty, grid)
+
+
+def _write_dicom(staging: Staging, inferred: InferredSeries, outputs: OutputOptions) -> None:
     # Loading highdicom takes most of a second, which an input that is refused should not cost.
     from ucseg_runtime.dicom.pmap_writer import write_pmap
     from ucseg_runtime.dicom.seg_writer import write_seg
     from ucseg_runtime.dicom.sr_writer import write_sr
 
-    segmentation, on_frames = inferred.segmentation, inferred.on_slices
-    sources, identity = inferred.sources, inferred.identity
+    on_frames, sources, identity = inferred.on_slices, inferred.sources, inferred.identity
     seg = write_seg(staging.path(SEGMENTATION), on_frames, sources, identity, outputs.seg_type)
     pmap = write_pmap(staging.path(UNCERTAINTY), on_frames, sources, identity)
     write_sr(staging.path(REPORT), on_frames, inferred.measurements, sources, identity, seg, pmap)
-    staging.path(MONTAGE).write_bytes(inferred.picture)
-    if outputs.nifti:
-        straight = straight_grid(segmentation.geometry)
-        write_nifti(staging.path(LABELS_NIFTI), segmentation.label_map, straight)
-        write_nifti(staging.path(UNCERTAINTY_NIFTI), segmentation.uncertainty, straight)
 
 
 def _record(inferred: InferredSeries, inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:
     """What proves that the series is done. No times, hosts or paths: equal runs write equal records."""
-    series = inferred.found.selection.chosen
     return {
         "schema_version": 1,
-        "study_uid": series.study_uid,
-        "series_uid": series.series_uid,
-        "source_sop_uids": [source_key(source) for source in inferred.sources],
-        "notes": list(series.notes),
+        **_origin(inferred),
+        "notes": list(inferred.found.notes),
         "identity": asdict(inferred.identity),
         "settings": {"seg_type": outputs.seg_type, "nifti": outputs.nifti, "skip_air": inference.skip_air},
         "measurements": [asdict(item) for item in inferred.measurements],
+    }
+
+
+def _origin(inferred: InferredSeries) -> dict[str, object]:
+    """Which images were segmented."""
+    found = inferred.found
+    if isinstance(found, NiftiImage):
+        return {"image_sha256": found.sha256}
+    series = found.selection.chosen
+    return {
+        "study_uid": series.study_uid,
+        "series_uid": series.series_uid,
+        "source_sop_uids": [source_key(source) for source in inferred.sources],
     }

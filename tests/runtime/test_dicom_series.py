@@ -26,11 +26,11 @@ from tests.phantoms import (
     write_ct_series,
 )
 from ucseg_runtime.config import InputOptions
+from ucseg_runtime.dicom.checks import require_instances
 from ucseg_runtime.dicom.selection import select_series
 from ucseg_runtime.dicom.series import Scan, Series, scan
 from ucseg_runtime.dicom.stacking import acquired_grid, volume_geometry
 from ucseg_runtime.errors import GeometryError, InputError, SeriesSelectionError, SpacingError
-from ucseg_runtime.series_steps import find_series
 from ucseg_runtime.slice_stack import SliceStack
 
 SMALL = CtPhantom(shape=(4, 12, 10))
@@ -375,10 +375,10 @@ def test_expected_number_of_slices_is_insisted_on(tmp_path: Path) -> None:
     write_ct_series(tmp_path, SMALL, omit=(3,))
 
     with pytest.raises(SeriesSelectionError, match="3 slices \\(expected 4") as caught:
-        find_series(tmp_path, "CT", InputOptions(expect_instances=4))
+        require_instances(only_series(tmp_path), 4)
 
     assert caught.value.code == "UCSEG-E115"
-    assert find_series(tmp_path, "CT", InputOptions(expect_instances=3)).selection.chosen.number_of_instances == 3
+    require_instances(only_series(tmp_path), 3)
 
 
 def test_gap_among_three_slices_is_found(tmp_path: Path) -> None:

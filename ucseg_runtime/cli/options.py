@@ -8,15 +8,15 @@ from typing import Annotated
 import typer
 
 from ucseg_runtime.config import EngineChoice, Mode, PrecisionChoice, SegType
+from ucseg_runtime.series_rules import SeriesRule, rules_from_texts
 
-InputArgument = Annotated[
-    Path, typer.Argument(help="Folder (searched with all its subfolders) or file with DICOM images.")
-]
+_KINDS = "Folder (searched with all its subfolders), DICOM file, DICOMDIR, zip archive, or NIfTI image (extra: nifti)"
+InputArgument = Annotated[Path, typer.Argument(help=f"{_KINDS}.")]
 InputsArgument = Annotated[
     list[Path],
     typer.Argument(
         metavar="INPUT...",
-        help="Folder (searched with all its subfolders) or file with DICOM images; several are segmented one by one.",
+        help=f"{_KINDS}; several are segmented one by one.",
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]
@@ -51,6 +51,18 @@ AllowGapsOption = Annotated[
 ]
 ExpectInstancesOption = Annotated[
     int, typer.Option("--expect-instances", min=0, help="Refuse a series of another number of slices; 0 means any.")
+]
+_RULE = (
+    "WHAT=VALUE; WHAT: modality, body-part, description, plane, slices, thickness (mm), contrast. "
+    "Alternatives by commas, ranges as LOW..HIGH"
+)
+ChooseOption = Annotated[
+    list[str] | None,
+    typer.Option("--choose", help=f"Rule that the series must fit, any number of times: {_RULE}.", show_default=False),
+]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option("--exclude", help="Rule that the series must not fit, in the same words.", show_default=False),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder already holds.")]
 NiftiOption = Annotated[
@@ -87,3 +99,15 @@ GpuMemoryOption = Annotated[
     int, typer.Option("--gpu-memory-mb", min=0, help="Most memory in MB that ONNX Runtime may take on the GPU; 0: all.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output instead of a table.")]
+
+
+def series_rules(choose: list[str] | None, exclude: list[str] | None) -> tuple[SeriesRule, ...]:
+    """The rules that the options hold.
+
+    Raises:
+        BadParameter: A rule cannot be read.
+    """
+    try:
+        return rules_from_texts(choose or (), exclude or (), "user")
+    except ValueError as error:
+        raise typer.BadParameter(f"--choose and --exclude: {error}.") from None

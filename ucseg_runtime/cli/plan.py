@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from ucseg_runtime.cli.options import (
     AllowGapsOption,
+    ChooseOption,
     EngineOption,
+    ExcludeOption,
     GateOption,
     InputArgument,
     JsonOption,
@@ -19,6 +21,7 @@ from ucseg_runtime.cli.options import (
     SeriesOption,
     ThreadsOption,
     VolumeOption,
+    series_rules,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported
 from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
@@ -37,33 +40,34 @@ def plan(
     series: SeriesOption = None,
     volume: VolumeOption = 0,
     allow_gaps: AllowGapsOption = 0,
+    choose: ChooseOption = None,
+    exclude: ExcludeOption = None,
     threads: ThreadsOption = 0,
     mode: ModeOption = "auto",
     max_memory: MaxMemoryOption = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Say which series, engine, tiles, time and memory a run would take. Reads headers only."""
+    wanted = InputOptions(series, volume, allow_gaps, rules=series_rules(choose, exclude))
     with reported(as_json):
-        from ucseg_runtime.backends.choice import choose
+        from ucseg_runtime.backends.choice import choose as choose_engine
         from ucseg_runtime.backends.load import engine_load
-        from ucseg_runtime.dicom.selection import select_series
-        from ucseg_runtime.dicom.series import scan
-        from ucseg_runtime.dicom.stacking import volume_geometry
+        from ucseg_runtime.inputs import found_in, grid_of
         from ucseg_runtime.model_folder import default_model_folder, load_model
         from ucseg_runtime.planning import plan_run
+        from ucseg_runtime.slice_stack import straight_grid
 
         loaded = load_model(model or default_model_folder())
-        chosen = select_series(
-            scan(input, allow_gaps=allow_gaps), loaded.manifest.modality, InputOptions(series, volume, allow_gaps)
-        ).chosen
+        with found_in(input, loaded.manifest, wanted) as chosen:
+            geometry = straight_grid(grid_of(chosen))
         options = InferenceOptions(engine=engine, precision=precision, gate=gate, threads=threads, mode=mode)
-        choice = choose(loaded, options)
+        choice = choose_engine(loaded, options)
         load = engine_load(loaded, choice, options)
         outputs = OutputOptions(seg_type=seg_type)
-        found = plan_run(volume_geometry(chosen), loaded.manifest, outputs, load, max_memory)
+        found = plan_run(geometry, loaded.manifest, outputs, load, max_memory)
         if as_json:
             decided = {"name": choice.name, "precision": choice.precision, "reason": choice.reason}
-            print_json({"series_uid": chosen.series_uid, "engine": decided, **asdict(found)})
+            print_json({**chosen.as_json(), "engine": decided, **asdict(found)})
         else:
             engine_rows = [("engine", f"{choice.name} {choice.precision}"), ("why", choice.reason)]
             print_table(chosen.name, ("what", "predicted"), [*engine_rows, *_rows(found)])

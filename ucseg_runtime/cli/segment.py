@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,9 @@ from ucseg_runtime.cache import compiled_models_folder
 from ucseg_runtime.cli.options import (
     AllowGapsOption,
     CacheOption,
+    ChooseOption,
     DeviceOption,
+    ExcludeOption,
     ExpectInstancesOption,
     GateOption,
     GpuMemoryOption,
@@ -32,6 +33,7 @@ from ucseg_runtime.cli.options import (
     SkipAirOption,
     ThreadsOption,
     VolumeOption,
+    series_rules,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported, tile_progress
 from ucseg_runtime.cli.server_options import (
@@ -68,6 +70,8 @@ def segment(
     volume: VolumeOption = 0,
     allow_gaps: AllowGapsOption = 0,
     expect_instances: ExpectInstancesOption = 0,
+    choose: ChooseOption = None,
+    exclude: ExcludeOption = None,
     nifti: NiftiOption = False,
     threads: ThreadsOption = 0,
     skip_air: SkipAirOption = True,
@@ -94,6 +98,7 @@ def segment(
     """
     if len(input) > 1:
         _refuse_options_for_one_input(series, expect_instances, max_memory)
+    rules = series_rules(choose, exclude)
     with reported(as_json):
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
         local, server = split_engine(
@@ -113,7 +118,7 @@ def segment(
             server=server,
         )
         outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
-        wanted = InputOptions(series, volume, allow_gaps, expect_instances)
+        wanted = InputOptions(series, volume, allow_gaps, expect_instances, rules)
         if len(input) == 1:
             run_and_report(input[0], out, model, inference, outputs, wanted, as_json)
         else:
@@ -192,7 +197,7 @@ def _in_words(outcome: Outcome) -> str:
 
     if isinstance(outcome, Refused):
         return f"{outcome.error.code} {type(outcome.error).__name__}: {outcome.error}"
-    return "; ".join(["done", *outcome.result.series.notes, *_left_out(outcome.result)])
+    return "; ".join(["done", *outcome.result.found.notes, *outcome.result.found.left_out()])
 
 
 def _row(outcome: Outcome) -> tuple[str, str, str]:
@@ -213,10 +218,10 @@ def _outcome_as_json(outcome: Outcome) -> dict[str, object]:
 
 
 def _print_summary(result: SeriesResult) -> None:
-    for note in (*result.series.notes, *_left_out(result)):
+    for note in (*result.found.notes, *result.found.left_out()):
         typer.echo(f"note: {note}", err=True)
     engine = result.engine
-    title = f"{result.series.name}, {engine.name} {engine.precision}, {sum(result.seconds.values()):.1f} s"
+    title = f"{result.found.name}, {engine.name} {engine.precision}, {sum(result.seconds.values()):.1f} s"
     rows = [
         (item.name, f"{item.volume_ml:.1f}", f"{item.mean_uncertainty:.3f}" if item.voxels else "–")
         for item in result.measurements
@@ -225,18 +230,9 @@ def _print_summary(result: SeriesResult) -> None:
     typer.echo(f"written to {result.folder}: {', '.join(result.files)}")
 
 
-def _left_out(result: SeriesResult) -> list[str]:
-    reasons = Counter((item.code, item.reason) for item in result.skipped)
-    files = [f"{count} files left out: {code} {reason}" for (code, reason), count in reasons.items()]
-    return [*files, *(f"{item.series.name} left out: {item.code} {item.reason}" for item in result.rejected)]
-
-
 def _as_json(result: SeriesResult) -> dict[str, object]:
     return {
-        "series_uid": result.series.series_uid,
-        "notes": list(result.series.notes),
-        "rejected": [{"series_uid": r.series.series_uid, "code": r.code, "reason": r.reason} for r in result.rejected],
-        "skipped": [asdict(item) for item in result.skipped],
+        **result.found.as_json(),
         "engine": {**asdict(result.engine), "reason": result.engine_reason},
         "measurements": [asdict(item) for item in result.measurements],
         "files": list(result.files),

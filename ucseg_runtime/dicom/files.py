@@ -10,12 +10,12 @@ import os
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from io import BufferedReader
 from pathlib import Path
 
 from ucseg_runtime.errors import InputError
 
-_UNREADABLE_INPUT = "UCSEG-E102"
+MAX_FILE_BYTES = 4 * 1024**3
+UNREADABLE_INPUT = "UCSEG-E102"
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ class FoundFile:
         total: Number of entries in the scan.
         size: Bytes.
         modified_ns: Time of the last change, to notice a file that changes between scan and reading.
+        name: How people know it: its path below the input, or its name in the archive. It can hold patient data and is
+            shown to those alone who ask for it.
         refusal: Why it must not be opened; empty when it may.
+        refusal_code: Stable identifier of that reason.
     """
 
     path: Path = field(repr=False)
@@ -36,10 +39,12 @@ class FoundFile:
     total: int
     size: int
     modified_ns: int
+    name: str = field(repr=False)
     refusal: str = ""
+    refusal_code: str = UNREADABLE_INPUT
 
 
-def find_files(root: Path, max_file_bytes: int) -> tuple[FoundFile, ...]:
+def find_files(root: Path, max_file_bytes: int = MAX_FILE_BYTES) -> tuple[FoundFile, ...]:
     """Every entry below `root`, or `root` itself when it is a file, sorted by path.
 
     Args:
@@ -56,26 +61,15 @@ def find_files(root: Path, max_file_bytes: int) -> tuple[FoundFile, ...]:
         raise InputError(
             f"the input cannot be read ({_kind_of_failure(error)}).",
             hint="Check the path and your right to read it.",
-            code=_UNREADABLE_INPUT,
+            code=UNREADABLE_INPUT,
         ) from error
-    entries = list(_walk(resolved)) if stat.S_ISDIR(top.st_mode) else [(resolved, _entry_status(resolved))]
+    is_folder = stat.S_ISDIR(top.st_mode)
+    entries = list(_walk(resolved)) if is_folder else [(resolved, _entry_status(resolved))]
+    base = resolved if is_folder else resolved.parent
     return tuple(
-        _found(path, ordinal, len(entries), status, max_file_bytes)
+        _found(path, ordinal, len(entries), status, str(path.relative_to(base)), max_file_bytes)
         for ordinal, (path, status) in enumerate(entries, start=1)
     )
-
-
-def open_regular(path: Path) -> BufferedReader:
-    """Open a regular file for reading, without following a link and without waiting for a pipe.
-
-    Raises:
-        OSError: It is no regular file any more, or cannot be opened.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError("not a regular file")
-    return os.fdopen(descriptor, "rb")
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result | OSError]]:
@@ -105,15 +99,17 @@ def _entry_status(path: Path) -> os.stat_result | OSError:
         return error
 
 
-def _found(path: Path, ordinal: int, total: int, status: os.stat_result | OSError, max_file_bytes: int) -> FoundFile:
+def _found(
+    path: Path, ordinal: int, total: int, status: os.stat_result | OSError, name: str, max_file_bytes: int
+) -> FoundFile:
     if isinstance(status, OSError):
-        return FoundFile(path, ordinal, total, 0, 0, f"cannot be looked at ({_kind_of_failure(status)})")
+        return FoundFile(path, ordinal, total, 0, 0, name, f"cannot be looked at ({_kind_of_failure(status)})")
     refusal = ""
     if not stat.S_ISREG(status.st_mode):
         refusal = f"is {_kind_of_entry(status.st_mode)}, not a regular file"
     elif status.st_size > max_file_bytes:
         refusal = f"has {status.st_size} bytes; at most {max_file_bytes} are read"
-    return FoundFile(path, ordinal, total, status.st_size, status.st_mtime_ns, refusal)
+    return FoundFile(path, ordinal, total, status.st_size, status.st_mtime_ns, name, refusal)
 
 
 def _kind_of_entry(mode: int) -> str:

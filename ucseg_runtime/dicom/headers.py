@@ -19,7 +19,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from ucseg_runtime.dicom.elements import UNREADABLE, code_of, integer_of, sequence_of, text_of, texts_of, uid_of
-from ucseg_runtime.dicom.files import FoundFile, open_regular
+from ucseg_runtime.dicom.files import FoundFile
 from ucseg_runtime.dicom.functional_groups import DIMENSIONS, PER_FRAME, SHARED, frames_of
 from ucseg_runtime.dicom.instances import (
     UNDEFINED_LENGTH,
@@ -32,6 +32,8 @@ from ucseg_runtime.dicom.instances import (
 from ucseg_runtime.dicom.object_classes import MULTI_FRAME_CLASSES
 from ucseg_runtime.dicom.placement import placement_of, rescale_of
 from ucseg_runtime.dicom.transfer_syntaxes import syntax_name
+from ucseg_runtime.dicom.wording import wording_of
+from ucseg_runtime.regular_files import open_regular
 
 _PREAMBLE_BYTES = 132
 _LONGEST_HEADER_VALUE = 64 * 1024
@@ -71,6 +73,11 @@ _KEYWORDS = (
     "RescaleIntercept",
     "RescaleSlope",
     "RescaleType",
+    "BodyPartExamined",
+    "SeriesDescription",
+    "ProtocolName",
+    "SliceThickness",
+    "ContrastBolusAgent",
 )
 _TAGS: list[BaseTag | int] = [Tag(keyword) for keyword in _KEYWORDS]
 
@@ -200,8 +207,10 @@ def _read_header(stream: BinaryIO, file_size: int) -> _Header:
 
 def _read_file_meta(stream: BinaryIO) -> Dataset:
     """Group 0002 alone, so that the transfer syntax is known before anything is inflated."""
-    if stream.read(_PREAMBLE_BYTES)[-4:] != b"DICM":
-        raise RefusedFileError("UCSEG-E101", "is not a DICOM file (no DICM prefix)")
+    start = stream.read(_PREAMBLE_BYTES)
+    if start[-4:] != b"DICM":
+        advice = "; it is a zip archive, to be given as an input of its own" if start.startswith(b"PK\3\4") else ""
+        raise RefusedFileError("UCSEG-E101", f"is not a DICOM file (no DICM prefix){advice}")
     meta = read_dataset(
         stream,
         is_implicit_VR=False,
@@ -261,6 +270,7 @@ def _instance(found: FoundFile, header: _Header, stream: BufferedReader) -> Inst
         pixel_format=_pixel_format(dataset),
         pixels=header.pixels,
         rescale=rescale_of(dataset),
+        wording=wording_of(dataset),
         rescale_type=code_of(dataset, "RescaleType"),
         series_instances=integer_of(dataset, "NumberOfSeriesRelatedInstances"),
     )

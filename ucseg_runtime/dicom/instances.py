@@ -78,6 +78,23 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Wording:
+    """What people and scanners wrote about the series, for rules that choose one.
+
+    Attributes:
+        body_part: (0018,0015); empty where it is missing or free text.
+        descriptions: (0008,103E) and (0018,1030), those that are filled in. They can hold patient data: never shown.
+        thickness_mm: (0018,0050); NaN where it is missing.
+        has_contrast: Whether (0018,0010) is filled in.
+    """
+
+    body_part: str
+    descriptions: tuple[str, ...] = field(repr=False)
+    thickness_mm: float
+    has_contrast: bool
+
+
+@dataclass(frozen=True)
 class PixelLocation:
     """Where the value of Pixel Data (7FE0,0010) lies in the file.
 
@@ -118,6 +135,7 @@ class Instance:
         pixel_format: How the pixels are stored.
         pixels: Where the pixels lie; None when the file has none.
         rescale: Slope and intercept, (0028,1053) and (0028,1052); (1, 0) when absent, None when not finite numbers.
+        wording: What rules about the choice of a series look at.
         rescale_type: (0028,1054); may be empty.
         series_instances: Number of files that the series has in the archive, (0020,1209), which some archives add.
         frame: Number of the frame in its file, from 1; 0 for a file that is one image.
@@ -146,6 +164,7 @@ class Instance:
     pixel_format: PixelFormat
     pixels: PixelLocation | None
     rescale: tuple[float, float] | None
+    wording: Wording
     rescale_type: str = ""
     series_instances: int | None = None
     frame: int = 0

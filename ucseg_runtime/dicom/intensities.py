@@ -1,4 +1,4 @@
-"""From stored values to modality units, and whether those can be Hounsfield units."""
+"""From stored values to modality units."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import numpy.typing as npt
 
 from ucseg_runtime.arrays import Float32Array, Int16Array
 from ucseg_runtime.dicom.instances import Instance, PixelFormat
-from ucseg_runtime.errors import PixelDataError
 
-_PADDING_HU = -1024
-_HIGHEST_HU = 4000
-_TOLERATED_SHARE = 0.01
 _JUMP_OF_USUAL = 5.0
 _SMALLEST_JUMP = 50.0  # modality units
 _INT16 = np.iinfo(np.int16)
@@ -81,35 +77,6 @@ def rescale_jumps(voxels: Int16Array | Float32Array, instances: Sequence[Instanc
     )
 
 
-def require_hounsfield_units(voxels: Int16Array | Float32Array) -> None:
-    """Check that the values of a CT can be Hounsfield units.
-
-    Values of −1024 and below count as padding outside the field of view, as scanners write it.
-
-    Args:
-        voxels: Shape (slices, rows, columns).
-
-    Raises:
-        PixelDataError: All voxels are equal, none is negative, or too many are higher than any tissue or metal.
-    """
-    lowest, highest = float(voxels.min()), float(voxels.max())
-    if lowest == highest:
-        raise _implausible("all voxels have the same value")
-    if lowest >= 0.0:
-        raise _implausible("no voxel is negative, so there is neither air nor fat")
-    inside = above = 0
-    for plane in voxels:  # plane by plane, because the comparisons then stay in the cache
-        inside += int(np.count_nonzero(plane > _PADDING_HU))
-        above += int(np.count_nonzero(plane > _HIGHEST_HU))
-    if inside == 0:
-        raise _implausible(f"no voxel is above the padding value of {_PADDING_HU} HU")
-    if above > _TOLERATED_SHARE * inside:
-        raise _implausible(
-            f"{100.0 * above / inside:.1f} % of the voxels are above {_HIGHEST_HU} HU (expected at most "
-            f"{100.0 * _TOLERATED_SHARE:g} %)"
-        )
-
-
 def _int16_values(stored: StoredArray, rescales: Sequence[tuple[float, float]]) -> Int16Array | None:
     """Integer results in place where the type allows it, or None when one does not fit into int16."""
     for plane, (slope, intercept) in zip(stored, rescales, strict=True):
@@ -120,11 +87,3 @@ def _int16_values(stored: StoredArray, rescales: Sequence[tuple[float, float]]) 
     for index, (slope, intercept) in enumerate(rescales):
         voxels[index] = stored[index].astype(np.int64) * int(slope) + int(intercept)
     return voxels
-
-
-def _implausible(reason: str) -> PixelDataError:
-    return PixelDataError(
-        f"the intensities cannot be those of a CT: {reason}.",
-        hint="Usually Rescale Slope or Intercept was lost on the way; export the series from its source.",
-        code="UCSEG-E122",
-    )

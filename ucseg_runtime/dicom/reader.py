@@ -24,7 +24,6 @@ from ucseg_runtime.dicom.instances import Instance, Series
 from ucseg_runtime.dicom.intensities import (
     StoredArray,
     modality_values,
-    require_hounsfield_units,
     rescale_jumps,
     stored_dtype,
     without_unused_bits,
@@ -32,6 +31,7 @@ from ucseg_runtime.dicom.intensities import (
 from ucseg_runtime.dicom.stacking import acquired_grid
 from ucseg_runtime.dicom.transfer_syntaxes import NATIVE
 from ucseg_runtime.errors import InputError, PixelDataError
+from ucseg_runtime.hounsfield import require_hounsfield_units
 from ucseg_runtime.slice_stack import SliceStack
 from ucseg_runtime.volume import Volume
 

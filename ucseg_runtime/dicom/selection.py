@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ucseg_runtime.config import WHATEVER_FITS, InputOptions
@@ -10,7 +10,9 @@ from ucseg_runtime.dicom.checks import require_modality, require_readable_pixels
 from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.series import Scan
 from ucseg_runtime.dicom.stacking import volume_geometry
+from ucseg_runtime.dicom.traits import traits_of
 from ucseg_runtime.errors import InputError, SeriesSelectionError
+from ucseg_runtime.series_rules import Judgement, SeriesRule
 
 _NOT_CHOSEN = "UCSEG-E121"
 
@@ -44,21 +46,26 @@ class Selection:
 
 
 def select_series(scan: Scan, modality: str, wanted: InputOptions = WHATEVER_FITS) -> Selection:
-    """Choose the series with the most slices among those that are usable volumes of one modality.
+    """Choose the series with the most slices among those that pass all rules and are usable volumes of one modality.
 
     Ties go to the lowest series number, then UID, then acquisition number, so the choice never depends on file names.
 
     Args:
         scan: What the input holds.
         modality: DICOM modality that the model was made for.
-        wanted: Series Instance UID and volume that the caller insists on; others are then rejected unseen.
+        wanted: Series Instance UID and volume that the caller insists on, others are then rejected unseen; and rules
+            that a series must pass.
 
     Raises:
         SeriesSelectionError: No series is usable; all reasons are in the message.
         InputError: The only series of this modality is not usable; this is its own precise error.
     """
     candidates = _candidates(scan, wanted)
-    failures = {index: failure for index in candidates if (failure := unusable_because(scan.series[index], modality))}
+    failures = {
+        index: failure
+        for index in candidates
+        if (failure := unusable_because(scan.series[index], modality, wanted.rules))
+    }
     usable = [index for index in candidates if index not in failures]
     if not usable:
         raise _none_usable(scan, failures)
@@ -69,6 +76,55 @@ def select_series(scan: Scan, modality: str, wanted: InputOptions = WHATEVER_FIT
         if index != chosen
     ]
     return Selection(scan.series[chosen], tuple(rejected))
+
+
+def unusable_because(series: Series, modality: str, rules: Sequence[SeriesRule] = ()) -> InputError | None:
+    """Why a series is not a usable volume of a modality that passes all rules; None where it is."""
+    try:
+        require_modality(series, modality)
+        require_slice_images(series)
+        require_rules(series, rules)
+        volume_geometry(series)
+        require_readable_pixels(series)
+    except InputError as error:
+        return error
+    return None
+
+
+def require_rules(series: Series, rules: Sequence[SeriesRule]) -> None:
+    """Check that a series passes all rules.
+
+    Raises:
+        SeriesSelectionError: It does not; the message names the first rule that it fails.
+    """
+    traits = traits_of(series)
+    for judgement in (rule.judge(traits) for rule in rules):
+        if not judgement.passed:
+            raise SeriesSelectionError(
+                f"it fails the rule '{judgement.rule}': {judgement.found}.",
+                hint="Choose another series or other rules.",
+            )
+
+
+def explained(series: Series, modality: str, rules: Sequence[SeriesRule]) -> tuple[Judgement, ...]:
+    """Every check and every rule with its outcome, not only the first that fails."""
+    checks: tuple[tuple[str, Callable[[], object]], ...] = (
+        (f"modality {modality} (model)", lambda: require_modality(series, modality)),
+        ("slice images of one patient", lambda: require_slice_images(series)),
+        ("one straight grid", lambda: volume_geometry(series)),
+        ("complete pixels of a kind that is read", lambda: require_readable_pixels(series)),
+    )
+    traits = traits_of(series)
+    judged = [_judged(name, check) for name, check in checks]
+    return (*judged[:2], *(rule.judge(traits) for rule in rules), *judged[2:])
+
+
+def _judged(name: str, check: Callable[[], object]) -> Judgement:
+    try:
+        check()
+    except InputError as error:
+        return Judgement(name, False, f"{error.code} {error.message}")
+    return Judgement(name, True, "")
 
 
 def _candidates(scan: Scan, wanted: InputOptions) -> list[int]:
@@ -86,18 +142,6 @@ def _candidates(scan: Scan, wanted: InputOptions) -> list[int]:
             hint="List the series of the input with: ucseg inspect.",
         )
     return indices
-
-
-def unusable_because(series: Series, modality: str) -> InputError | None:
-    """Why a series is not a usable volume of a modality; None where it is."""
-    try:
-        require_modality(series, modality)
-        require_slice_images(series)
-        volume_geometry(series)
-        require_readable_pixels(series)
-    except InputError as error:
-        return error
-    return None
 
 
 def _preference(series: Series) -> tuple[int, float, str, int, str]:

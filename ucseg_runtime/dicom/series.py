@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
-from ucseg_runtime.dicom.files import FoundFile, find_files
+from ucseg_runtime.dicom.files import MAX_FILE_BYTES, FoundFile, find_files
 from ucseg_runtime.dicom.grouping import series_from_instances
 from ucseg_runtime.dicom.headers import RefusedFileError, quiet_pydicom, read_instances
 from ucseg_runtime.dicom.instances import Instance, Series
 from ucseg_runtime.errors import InputError, NotDicomError, PixelDataError
 
-__all__ = ["Scan", "Series", "SkippedFile", "scan"]
-
-MAX_FILE_BYTES = 4 * 1024**3
+__all__ = ["Scan", "Series", "SkippedFile", "scan", "scan_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +51,9 @@ class Scan:
 
 
 def scan(input: Path, max_file_bytes: int = MAX_FILE_BYTES, allow_gaps: int = 0) -> Scan:
-    """Read the headers of all files below a folder, or of one file, and group them into series.
+    """Read the headers of all files below a folder, or of one DICOM file, and group them into series.
 
-    Damaged, foreign and special files are skipped and reported; they never hide the good ones.
+    Archives and directory records have to be opened first: see `sources.opened_input` and `scan_files`.
 
     Args:
         input: Folder, searched with all its subfolders, or file.
@@ -63,21 +61,36 @@ def scan(input: Path, max_file_bytes: int = MAX_FILE_BYTES, allow_gaps: int = 0)
         allow_gaps: Most missing slices in a row of a series that may be bridged.
 
     Raises:
-        InputError: The input cannot be read, or none of its files can.
+        InputError: The input cannot be read; or see `scan_files`.
+    """
+    return scan_files(find_files(input, max_file_bytes), allow_gaps)
+
+
+def scan_files(files: Sequence[FoundFile], allow_gaps: int = 0) -> Scan:
+    """Read the headers of files and group them into series.
+
+    Damaged, foreign and special files are skipped and reported; they never hide the good ones.
+
+    Args:
+        files: Everything that an input holds.
+        allow_gaps: Most missing slices in a row of a series that may be bridged.
+
+    Raises:
+        InputError: None of the files can be read.
         NotDicomError: No file is DICOM.
         PixelDataError: Every file is in a transfer syntax that is not read.
     """
     start = perf_counter()
     instances: list[Instance] = []
-    files = 0
+    number = 0
     skipped: list[SkippedFile] = []
     with quiet_pydicom() as caught:
-        for found in find_files(input, max_file_bytes):
+        for found in files:
             try:
                 if found.refusal:
-                    raise RefusedFileError("UCSEG-E102", found.refusal)
+                    raise RefusedFileError(found.refusal_code, found.refusal)
                 instances.extend(read_instances(found, caught))
-                files += 1
+                number += 1
             except RefusedFileError as refusal:
                 skipped.append(_skipped(found, refusal))
     if not instances:
@@ -85,7 +98,7 @@ def scan(input: Path, max_file_bytes: int = MAX_FILE_BYTES, allow_gaps: int = 0)
     series = series_from_instances(instances, allow_gaps)
     logger.info(
         "scan: %d files, %d series, %d skipped, %.2f s",
-        files + len(skipped),
+        number + len(skipped),
         len(series),
         len(skipped),
         perf_counter() - start,

@@ -1,0 +1,113 @@
+"""From a path to what of it is to be segmented: one series of DICOM files, or one NIfTI image."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ucseg_runtime.config import WHATEVER_FITS, InputOptions
+from ucseg_runtime.dicom.checks import require_instances
+from ucseg_runtime.dicom.selection import Selection, select_series
+from ucseg_runtime.dicom.series import SkippedFile, scan_files
+from ucseg_runtime.dicom.sources import opened_input
+from ucseg_runtime.dicom.stacking import acquired_grid
+from ucseg_runtime.errors import InputError
+from ucseg_runtime.manifest import ModelSpec
+from ucseg_runtime.nifti_input import NiftiImage, is_nifti, nifti_image
+from ucseg_runtime.slice_stack import AcquiredGrid
+
+
+@dataclass(frozen=True)
+class FoundSeries:
+    """The series of an input that is to be segmented; its pixels are not read yet.
+
+    Attributes:
+        selection: The series, and the others with reasons.
+        skipped: Files that belong to no series, with reasons.
+    """
+
+    selection: Selection
+    skipped: tuple[SkippedFile, ...]
+
+    def with_notes(self, notes: tuple[str, ...]) -> FoundSeries:
+        """The same with more notes on the chosen series."""
+        chosen = self.selection.chosen
+        return replace(self, selection=replace(self.selection, chosen=replace(chosen, notes=(*chosen.notes, *notes))))
+
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        return self.selection.chosen.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was put right, and what the reader of the results should know."""
+        return self.selection.chosen.notes
+
+    def left_out(self) -> list[str]:
+        """Files and series of the input that are not used, with reasons, one line each."""
+        counts = Counter((item.code, item.reason) for item in self.skipped)
+        files = [f"{count} files left out: {code} {reason}" for (code, reason), count in counts.items()]
+        series = [f"{item.series.name} left out: {item.code} {item.reason}" for item in self.selection.rejected]
+        return [*files, *series]
+
+    def as_json(self) -> dict[str, object]:
+        """What machines are told of it."""
+        return {
+            "series_uid": self.selection.chosen.series_uid,
+            "notes": list(self.notes),
+            "rejected": [
+                {"series_uid": item.series.series_uid, "code": item.code, "reason": item.reason}
+                for item in self.selection.rejected
+            ],
+            "skipped": [asdict(item) for item in self.skipped],
+        }
+
+
+Found = FoundSeries | NiftiImage
+
+
+@contextmanager
+def found_in(source: Path, spec: ModelSpec, wanted: InputOptions) -> Iterator[Found]:
+    """What of an input is to be segmented, readable until the statement ends; headers are read, pixels not.
+
+    Args:
+        source: Folder, DICOM file, DICOMDIR, zip archive or NIfTI file.
+        spec: The model.
+        wanted: What the caller insists on, and allows.
+
+    Raises:
+        InputError: The input cannot be read, or nothing of it can be segmented.
+        OutputError: There is no room for what an archive holds.
+        BackendUnavailableError: The input is NIfTI, and nibabel is not installed.
+    """
+    if is_nifti(source):
+        yield _image_in(source, spec, wanted)
+        return
+    with opened_input(source) as files:
+        found = scan_files(files, wanted.allow_gaps)
+        selection = select_series(found, spec.modality, wanted.with_rules(spec.series_rules()))
+        require_instances(selection.chosen, wanted.expect_instances)
+        yield FoundSeries(selection, found.skipped)
+
+
+def grid_of(found: Found) -> AcquiredGrid:
+    """The grid of what was found; a stack where slices are tilted or unevenly spaced.
+
+    Raises:
+        GeometryError: The slices of a series do not form one volume.
+    """
+    return found.geometry if isinstance(found, NiftiImage) else acquired_grid(found.selection.chosen)
+
+
+def _image_in(source: Path, spec: ModelSpec, wanted: InputOptions) -> NiftiImage:
+    if wanted != WHATEVER_FITS:
+        raise InputError(
+            "a NIfTI image has no series to choose from, and no slices to count.",
+            hint="Leave --series, --choose, --exclude, --allow-gaps and --expect-instances out.",
+            code="UCSEG-E121",
+        )
+    return nifti_image(source, spec.modality)
