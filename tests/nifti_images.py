@@ -54,7 +54,7 @@ def write_image(
     if edit is not None:
         edit(header)
     content = bytes(header.binaryblock) + b"\0\0\0\0" + stored.astype(stored.dtype.newbyteorder(endianness)).tobytes()
-    path.write_bytes(gzip.compress(content, 1, mtime=0) if path.name.endswith(".gz") else content)
+    path.write_bytes(gzip.compress(content, 1, mtime=0) if path.name.lower().endswith(".gz") else content)
     return path
 
 

@@ -244,7 +244,7 @@ def test_each_phase_can_be_chosen_and_gives_objects_of_its_own(tmp_path: Path) -
         for volume in (0, 1, 2)
     ]
 
-    assert [result.series.instances[0].frame for result in results] == [1, 1, 13]
+    assert [result.found.selection.chosen.instances[0].frame for result in results] == [1, 1, 13]
     uids = [pydicom.dcmread(result.folder / "segmentation.dcm").SOPInstanceUID for result in results]
     assert uids[0] == uids[1] != uids[2]
 
