@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.errors import SpacingError
+from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.neighbours import _read as read
 from ucseg_runtime.publish import SEGMENTATION, staged_results
@@ -33,16 +34,16 @@ def be_stubborn() -> NoReturn:
     raise StubbornError("canary", "name")
 
 
-def read_unless_doomed(job: SeriesJob, modality: str, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
+def read_unless_doomed(job: SeriesJob, manifest: Manifest, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
     if job.source.name == DOOMED:
         os.kill(os.getpid(), signal.SIGKILL)
-    return read(job, modality, wanted, outputs)
+    return read(job, manifest, wanted, outputs)
 
 
-def read_with_a_defect(job: SeriesJob, modality: str, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
+def read_with_a_defect(job: SeriesJob, manifest: Manifest, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
     if job.source.name == DOOMED:
         raise KeyError("canary of a defect")
-    return read(job, modality, wanted, outputs)
+    return read(job, manifest, wanted, outputs)
 
 
 def write_unless_doomed(

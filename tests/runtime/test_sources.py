@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,9 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom.data import get_testdata_file
+from typer.testing import CliRunner
 
 from tests.archives import archive_with, link, overlapping, zip_of, zipped_series
+from tests.model_phantom import ModelPhantom
 from tests.phantoms import PHI_CANARIES, CtPhantom, write_ct_series
+from ucseg_runtime.cli.app import app
 from ucseg_runtime.dicom.archive import ArchiveLimits
 from ucseg_runtime.dicom.files import FoundFile
 from ucseg_runtime.dicom.reader import read_volume
@@ -38,6 +42,11 @@ def spool_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr(tempfile, "tempdir", None)
     return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ModelPhantom(tile_shape=(16, 32, 32)).write(tmp_path_factory.mktemp("model") / "phantom")
 
 
 def volume_of(input: Path) -> Volume:
@@ -242,6 +251,40 @@ def test_text_file_called_dicomdir_is_not_followed(tmp_path: Path) -> None:
 
     with opened_input(tmp_path / "DICOMDIR") as files:
         assert [found.path.name for found in files] == ["DICOMDIR"]
+
+
+def test_command_line_writes_the_same_bytes_for_a_study_however_it_is_given(
+    tmp_path: Path, spool_folder: Path, model: Path
+) -> None:
+    write_ct_series(tmp_path / "study")
+    shutil.copy(get_testdata_file("DICOMDIR"), tmp_path / "study" / "DICOMDIR")
+    archive = zip_of(tmp_path / "study", tmp_path / "canaryname.zip")
+    results = []
+    for number, inputs in enumerate(
+        [[tmp_path / "study"], [archive], [tmp_path / "study" / "DICOMDIR"], [archive, tmp_path / "study"]]
+    ):
+        out = tmp_path / str(number)
+        arguments = [*map(str, inputs), "--out", str(out), "--model", str(model), "--no-gate"]
+        result = CliRunner().invoke(app, ["segment", *arguments])
+        assert result.exit_code == 0, result.output
+        assert not [canary for canary in PHI_CANARIES if canary in result.output.lower()]
+        folders = [out] if len(inputs) == 1 else [out / "1", out / "2"]
+        results += [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+
+    assert len(results) == 5
+    assert all(files == results[0] for files in results)
+    assert not list(spool_folder.iterdir())
+
+
+def test_inspect_and_plan_look_into_archives(tmp_path: Path, model: Path) -> None:
+    archive = zipped_series(tmp_path)
+
+    inspected = CliRunner().invoke(app, ["inspect", str(archive), "--model", str(model), "--show-paths"])
+    planned = CliRunner().invoke(app, ["plan", str(archive), "--model", str(model), "--no-gate", "--json"])
+
+    assert "used" in inspected.stdout
+    assert "1\tcanaryfile_0000.dcm" in inspected.stdout
+    assert json.loads(planned.stdout)["source_shape"] == [10, 40, 48]
 
 
 @pytest.mark.parametrize("kind", ["pipe", "missing"])
