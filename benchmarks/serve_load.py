@@ -3,7 +3,7 @@
     python benchmarks/serve_load.py MODEL_DIR --tiles 2000 --tile-clients 16 --volumes 200 --volume-clients 4
     python benchmarks/serve_load.py MODEL_DIR --tiles 10000 --tile-clients 64 --volumes 0
     python benchmarks/serve_load.py MODEL_DIR --tiles 0 --volumes 0 --compare 3   # one client
-    python benchmarks/serve_load.py MODEL_DIR --kills 50 --volumes 40   # killed, started again
+    python benchmarks/serve_load.py MODEL_DIR --kills 50 --series 40   # killed, started again; see serve_kills.py
 
 The server is started on loopback for the length of the run. Prints JSON.
 """
@@ -11,10 +11,7 @@ The server is started on loopback for the length of the run. Prints JSON.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import random
-import socket
 import statistics
 import threading
 import time
@@ -23,7 +20,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,24 +27,22 @@ from typing import Any
 import numpy as np
 
 from measuring import environment
-from ucseg_runtime.arrays import UInt8Array
+from serve_kills import kill_load
+from served import Service, free_port
 from ucseg_runtime.backends import open_backend
 from ucseg_runtime.backends.triton_volume import segment_on_server
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import UcsegError
 from ucseg_runtime.geometry import VolumeGeometry
-from ucseg_runtime.model_folder import Model, load_model
+from ucseg_runtime.model_folder import load_model
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.selftest import phantom
-from ucseg_runtime.server_options import TritonServer, server_address
 from ucseg_runtime.volume import Volume
-from ucseg_serving.local_server import LocalOptions, running_server
+from ucseg_serving.local_server import LocalOptions
 from ucseg_serving.repository import write_repository
-from ucseg_serving.server_package import install_server
 from ucseg_serving.serving_options import ServingOptions
 from ucseg_serving.weights import WeightsRequest, weights_for
 
-_TIMEOUT_S = 300.0
 _SEED = 0
 _REPEATS = (4, 6, 6)
 """Of the self-test's phantom: 400 x 384 x 336 mm."""
@@ -90,24 +84,6 @@ class Outcome:
             "p95_s": round(quantiles[94], 4),
             "p99_s": round(quantiles[98], 4),
         }
-
-
-@dataclass(frozen=True)
-class Service:
-    """A repository that servers are started on, always at the same ports."""
-
-    model: Model
-    repository: Path
-    ports: LocalOptions
-
-    def start(self) -> Any:  # noqa: ANN401  (a context manager of a server)
-        """Start a server."""
-        return running_server(install_server(), self.repository, self.ports)
-
-    def client(self, mode: str) -> TritonServer:
-        """Options of one client."""
-        address = server_address(f"grpc://127.0.0.1:{self.ports.grpc_port}")
-        return TritonServer((address,), "volume" if mode == "volume" else "tile", timeout_s=_TIMEOUT_S)
 
 
 def tile_load(service: Service, requests: int, clients: int) -> dict[str, Any]:
@@ -164,41 +140,6 @@ def volume_load(service: Service, requests: int, clients: int) -> dict[str, Any]
     return {**outcome.as_json(time.perf_counter() - started), "embedded_s": round(embedded_s, 4)}
 
 
-def kill_load(service: Service, volumes: int, kills: int) -> dict[str, Any]:
-    """Volumes in tile mode, one after the other, while the server is killed and started again so many times."""
-    volume, _ = phantom()
-    embedded = InferenceOptions(engine="openvino", precision="f32", gate=False)
-    with open_backend(service.model, embedded) as backend:
-        expected = segment_volume(volume, service.model.manifest, backend, embedded).label_map
-    outcome, over = Outcome(), threading.Event()
-    killed = 0
-
-    def keep_killing() -> None:
-        nonlocal killed
-        chance = random.Random(_SEED)  # noqa: S311  (spreads kills, guards nothing)
-        while not over.is_set():
-            with service.start() as server:
-                if killed < kills:
-                    over.wait(chance.uniform(0.5, 3.0))
-                    server.process.kill()
-                    killed += 1
-                else:
-                    over.wait()
-
-    killer = threading.Thread(target=keep_killing)
-    killer.start()
-    started = time.perf_counter()
-    try:
-        for number in itertools.count(1):
-            outcome.note(partial(_is_right, service, volume, expected))
-            if number >= volumes and killed >= kills:
-                break
-    finally:
-        over.set()
-        killer.join()
-    return {**outcome.as_json(time.perf_counter() - started), "kills": killed}
-
-
 def compare(service: Service, rounds: int) -> dict[str, Any]:
     """One client's time for a volume of many tiles in every way, in turns, against the embedded engine's."""
     small, _ = phantom()
@@ -228,13 +169,6 @@ def compare(service: Service, rounds: int) -> dict[str, Any]:
     return {"seconds": {name: round(median, 3) for name, median in medians.items()}, "ratios": ratios}
 
 
-def _is_right(service: Service, volume: Volume, expected: UInt8Array) -> bool:
-    options = InferenceOptions(gate=False, server=service.client("tile"))
-    with open_backend(service.model, options) as backend:
-        found = segment_volume(volume, service.model.manifest, backend, options).label_map
-    return bool(np.array_equal(found, expected))
-
-
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Start the server and send what was asked for."""
     model = load_model(arguments.model)
@@ -253,7 +187,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             LocalOptions(free_port(), free_port(), free_port(), shared_memory=True, stop_timeout_s=5.0),
         )
         if arguments.kills:
-            report["kills"] = kill_load(service, arguments.volumes, arguments.kills)
+            report["faults"] = kill_load(service, arguments.series, arguments.kills, arguments.seed)
             return report
         with service.start() as server:
             if arguments.tiles:
@@ -266,13 +200,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -281,7 +208,9 @@ def main() -> None:
     parser.add_argument("--tile-clients", type=int, default=16)
     parser.add_argument("--volumes", type=int, default=200)
     parser.add_argument("--volume-clients", type=int, default=4)
-    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=0, help="of the server, during --series; nothing else then runs")
+    parser.add_argument("--series", type=int, default=40, help="whole runs of ucseg segment, with --kills")
+    parser.add_argument("--seed", type=int, default=0, help="of the times of the kills")
     parser.add_argument("--compare", type=int, default=0, help="rounds")
     parser.add_argument("--instances", type=int, default=2)
     arguments = parser.parse_args()
