@@ -38,6 +38,8 @@ class InferenceOptions:
         device: Number of the GPU, for engines that compute on one.
         gpu_memory_mb: Most memory in MB that ONNX Runtime may take on the GPU; 0 for no limit.
         keep_probabilities: Whether the probabilities of every class are returned on the source grid.
+        subnet_agreement: Whether it is counted how far the two subnets agree. Their logits are needed for that, so the
+            stages run one by one, and precisions that have no stages are refused.
         server: Triton server that runs the network; None: an engine of this machine.
     """
 
@@ -54,6 +56,7 @@ class InferenceOptions:
     device: int = 0
     gpu_memory_mb: int = 0
     keep_probabilities: bool = False
+    subnet_agreement: bool = False
     server: TritonServer | None = None
 
 

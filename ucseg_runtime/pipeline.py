@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.config import InferenceOptions
@@ -13,6 +14,7 @@ from ucseg_runtime.postprocess import Restoration
 from ucseg_runtime.preprocess import preprocess
 from ucseg_runtime.segmentation import Segmentation
 from ucseg_runtime.stitching import Stitcher
+from ucseg_runtime.subnet_agreement import AgreementCounter
 from ucseg_runtime.tiling import plan_tiles
 from ucseg_runtime.volume import Volume
 
@@ -35,7 +37,7 @@ def segment_volume(
         progress: Told after every batch how many tiles are done.
 
     Returns:
-        Labels and uncertainty on the grid of `volume`.
+        Labels and uncertainty on the grid of `volume`; on request how far the subnets agree.
 
     Raises:
         BackendError: The engine failed or returned something unusable.
@@ -45,13 +47,19 @@ def segment_volume(
     plan = plan_tiles(prepared.spatial_shape, spec.tiling, prepared.region)
     canvas = Stitcher(plan, spec.probability_channels)
     restoration = Restoration(prepared, volume.geometry, spec, keep_probabilities=options.keep_probabilities)
+    agreement = AgreementCounter(plan, spec)
     done = 0
     for batch in plan.batches(options.batch_size or backend.info.parallel_tiles):
-        for slices in canvas.add(batch, backend.infer(prepared.read(batch))):
+        output = backend.infer(prepared.read(batch), with_logits=options.subnet_agreement)
+        for slices in canvas.add(batch, output):
             restoration.add(slices)
+        if options.subnet_agreement:
+            agreement.add(batch, output)
         done += len(batch)
         if progress is not None:
             progress(done, len(plan.tiles))
     segmentation = restoration.finish(backend.info.engine)
+    if options.subnet_agreement:
+        segmentation = replace(segmentation, agreement=agreement.classes())
     _LOGGER.info("segmented %d tiles in %.1f s", len(plan.tiles), time.perf_counter() - started)
     return segmentation

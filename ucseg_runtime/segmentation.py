@@ -36,6 +36,31 @@ class EngineInfo:
     proven: bool = False
 
 
+@dataclass(frozen=True)
+class ClassAgreement:
+    """How far subnet A and subnet B agree on one class; see `subnet_agreement` for what is counted.
+
+    Attributes:
+        label: Value in the label map.
+        name: Name of the class.
+        voxels_a: Voxels of the model grid to which subnet A gives the label.
+        voxels_b: The same of subnet B.
+        voxels_both: Those to which both give it.
+    """
+
+    label: int
+    name: str
+    voxels_a: int
+    voxels_b: int
+    voxels_both: int
+
+    @property
+    def dice(self) -> float:
+        """2 |A ∩ B| / (|A| + |B|), in [0, 1]; NaN where neither subnet finds the class."""
+        either = self.voxels_a + self.voxels_b
+        return 2 * self.voxels_both / either if either else float("nan")
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """Labels and uncertainty of one volume on its source grid.
@@ -49,6 +74,7 @@ class Segmentation:
         geometry: Source grid; a stack where slices are tilted or unevenly spaced, see `on_slices`.
         classes: Foreground classes of the model.
         engine: What computed it.
+        agreement: Of the two subnets, one for each of `classes`; empty unless asked for.
     """
 
     label_map: UInt8Array
@@ -57,6 +83,7 @@ class Segmentation:
     geometry: AcquiredGrid
     classes: tuple[SegmentClass, ...]
     engine: EngineInfo
+    agreement: tuple[ClassAgreement, ...] = ()
 
 
 def stored_uncertainty(uncertainty: Float32Array | UInt16Array) -> UInt16Array:

@@ -246,13 +246,15 @@ def write_series(
 
 def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, outputs: OutputOptions) -> RunIdentity:
     """Everything but the images that decides what the outputs hold."""
-    settings = json.dumps({"seg_type": outputs.seg_type, "skip_air": inference.skip_air}, sort_keys=True)
+    settings = {"seg_type": outputs.seg_type, "skip_air": inference.skip_air}
+    if inference.subnet_agreement:  # the stages one by one, which may round otherwise than the merged graph
+        settings["subnet_agreement"] = True
     return RunIdentity(
         model_name=model.manifest.name,
         model_version=model.manifest.version,
         model_digest=model.digest,
         engine=engine,
-        settings_digest=hashlib.sha256(settings.encode()).hexdigest(),
+        settings_digest=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         ucseg_version=__version__,
     )
 
@@ -275,6 +277,7 @@ def _segment(
                 gate=inference.gate,
                 skip_air=inference.skip_air,
                 keep_probabilities=inference.keep_probabilities,
+                subnet_agreement=inference.subnet_agreement,
             )
     with ExitStack() as stack:
         with times.stage("load model"):

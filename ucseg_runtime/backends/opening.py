@@ -27,8 +27,8 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
     Args:
         model: Verified model folder.
         options: Engine, precision, threads and whether the accuracy gate counts; or a server.
-        staged: Whether to run the four stages one by one: slower, but the logits can be had. A server
-            always has them.
+        staged: Whether to run the four stages one by one: slower, but the logits can be had. A server always has them;
+            and who wants to know how far the subnets agree, needs them.
 
     Raises:
         BackendUnavailableError: The engine is not installed, has not the precision that was asked for, or the model has
@@ -42,6 +42,7 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
         with open_triton_backend(model, options.server, gate=options.gate) as remote:
             yield remote
         return
+    staged = staged or options.subnet_agreement
     chosen = choose(model, options)
     if staged and chosen.offer.graph != MERGED:
         raise BackendUnavailableError(f"the stages have no {chosen.precision} graphs.", hint="Use --precision f32.")

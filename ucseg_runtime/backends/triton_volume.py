@@ -55,6 +55,7 @@ def segment_on_server(
     gate: bool,
     skip_air: bool = True,
     keep_probabilities: bool = False,
+    subnet_agreement: bool = False,
 ) -> tuple[Segmentation, RemoteRun]:
     """Let a server run the whole method on one volume.
 
@@ -68,6 +69,7 @@ def segment_on_server(
         gate: Whether the server's engine must have passed the accuracy gate.
         skip_air: Whether the air around the patient may be left out, which servers always do.
         keep_probabilities: Whether probabilities are wanted, which no server returns.
+        subnet_agreement: Whether it is wanted how far the subnets agree, which a server tells its metrics alone.
 
     Returns:
         Labels as `pipeline.segment_volume` gives them; the uncertainty in steps of 1/65535.
@@ -81,6 +83,11 @@ def segment_on_server(
         raise BackendUnavailableError(
             "a server returns labels and uncertainty of a whole volume, no probabilities.",
             hint="Use --triton-mode tile, or another --seg-type.",
+        )
+    if subnet_agreement:
+        raise BackendUnavailableError(
+            "a server that takes whole volumes does not return how far the subnets agree.",
+            hint="Use --triton-mode tile.",
         )
     if not skip_air:
         raise BackendUnavailableError(
