@@ -42,6 +42,7 @@ class ModelPhantom:
         spacing_mm: Of the model grid, along (z, y, x).
         ramp: Added to the intensity per step along the first axis of the network, whichever that is.
         largest_component: Labels of which only the largest component is kept.
+        shift_b: Added to the intensity that subnet B sees, so that the subnets differ.
     """
 
     centres: tuple[float, ...] = (0.0, 0.5, 1.0)
@@ -54,6 +55,7 @@ class ModelPhantom:
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
     ramp: float = 0.0
     largest_component: tuple[int, ...] = ()
+    shift_b: float = 0.0
 
     def fused_logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """What the UPG gives for tiles of shape (tiles, 1, z, y, x), when the ramp is 0."""
@@ -76,8 +78,8 @@ class ModelPhantom:
 
     def _graph(self, key: str, manifest: Manifest) -> onnx.ModelProto:
         stages = {
-            "subnet_a": self._subnet("LOGITS_A", 1.0),
-            "subnet_b": self._subnet("LOGITS_B", 2.0),
+            "subnet_a": self._subnet("LOGITS_A", 1.0, 0.0),
+            "subnet_b": self._subnet("LOGITS_B", 2.0, self.shift_b),
             "upg": self._upg(),
             "decode": self._decode(),
         }
@@ -95,11 +97,11 @@ class ModelPhantom:
             ir_version=8,
         )
 
-    def _subnet(self, output: str, factor: float) -> list[_Part]:
+    def _subnet(self, output: str, factor: float, shift: float) -> list[_Part]:
         centres = np.array(self.centres, dtype=np.float32)
         scale = np.float32(factor * self.sharpness)
         first = self.tile_shape[0] if self.axis_order == "zyx" else self.tile_shape[2]
-        ramp = (np.float32(self.ramp) * np.arange(first, dtype=np.float32)).reshape(1, 1, -1, 1, 1)
+        ramp = (np.float32(self.ramp) * np.arange(first, dtype=np.float32) + np.float32(shift)).reshape(1, 1, -1, 1, 1)
         kernel = (scale * centres).reshape(-1, 1, 1, 1, 1)
         image = f"{output}_image"
         return [

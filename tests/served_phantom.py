@@ -32,10 +32,13 @@ class ServedPhantom:
 
 @contextmanager
 def serve_phantom(
-    folder: Path, options: ServingOptions | None = None, local: LocalOptions | None = None
+    folder: Path,
+    options: ServingOptions | None = None,
+    local: LocalOptions | None = None,
+    phantom: ModelPhantom = PHANTOM,
 ) -> Iterator[ServedPhantom]:
-    """Write the phantom below `folder` and serve it on OpenVINO in float32, with shared memory for clients."""
-    model = load_model(proven(PHANTOM.write(folder / "phantom")))
+    """Write a phantom below `folder` and serve it on OpenVINO in float32, with shared memory for clients."""
+    model = load_model(proven(phantom.write(folder / "phantom")))
     request = WeightsRequest("openvino", "f32", True, folder)
     options = options or ServingOptions(volume_memory_gb=1.0)
     with serving(model, request, options, local or LocalOptions(shared_memory=True, stop_timeout_s=5.0)) as server:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.base import BackendInfo, TileOutput, check_tiles
-from ucseg_runtime.backends.graphs import IMAGE, PROBABILITIES, UNCERTAINTY, turned
+from ucseg_runtime.backends.graphs import FUSED_LOGITS, IMAGE, LOGITS_A, LOGITS_B, PROBABILITIES, UNCERTAINTY, turned
+from ucseg_runtime.backends.triton_tensors import LOGITS_MODEL
 from ucseg_runtime.errors import BackendError
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_serving.server_arrays import ServerObject, array_from_tensor, tensor_from_array
@@ -30,6 +31,30 @@ class Route:
     tiles_per_request: int
     senders: ThreadPoolExecutor
 
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the logits of both subnets come back too."""
+        return self.model == LOGITS_MODEL
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What is asked for: Triton 2.51 stops a request to an ensemble that leaves some of its outputs out."""
+        logits = (FUSED_LOGITS, LOGITS_A, LOGITS_B) if self.gives_logits else ()
+        return (PROBABILITIES, UNCERTAINTY, *logits)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The request for a volume, as far as its tiles are concerned.
+
+    Attributes:
+        check_wanted: Raises when nobody waits for the answer any more; called before every request.
+        trace: Of the request, so that those of its tiles belong to it.
+    """
+
+    check_wanted: Callable[[], None]
+    trace: ServerObject
+
 
 class BlsBackend:
     """Implements `Backend` by requests to a model of the server that this runs in.
@@ -39,17 +64,15 @@ class BlsBackend:
         spec: What the model fixes.
         info: What computes.
         route: Which model the tiles go to, and how.
-        check_wanted: Raises when nobody waits for the answer any more; called before every request.
+        caller: What asked for the volume.
     """
 
-    def __init__(
-        self, utils: ServerObject, spec: ModelSpec, info: BackendInfo, route: Route, check_wanted: Callable[[], None]
-    ) -> None:
+    def __init__(self, utils: ServerObject, spec: ModelSpec, info: BackendInfo, route: Route, caller: Caller) -> None:
         self._utils = utils
         self._spec = spec
         self._info = info
         self._route = route
-        self._check_wanted = check_wanted
+        self._caller = caller
 
     @property
     def info(self) -> BackendInfo:
@@ -57,26 +80,33 @@ class BlsBackend:
         return self._info
 
     def infer(self, tiles: Float32Array, *, with_logits: bool = False) -> TileOutput:
-        """See `Backend.infer`; logits are not offered."""
+        """See `Backend.infer`; logits are offered where the tiles go to the model that gives them."""
         check_tiles(tiles, self._spec)
-        if with_logits:
-            raise BackendError("the volume model needs no logits.", hint="Ask the ensemble for them.")
+        if with_logits and not self._route.gives_logits:
+            raise BackendError(f"{self._route.model} gives no logits.", hint=f"Ask {LOGITS_MODEL} for them.")
         most = self._route.tiles_per_request
         chunks = [tiles[first : first + most] for first in range(0, len(tiles), most)]
         running = [self._route.senders.submit(self._request, chunk) for chunk in chunks]
         wait(running)
         parts = [request.result() for request in running]
+        results = {name: np.concatenate([part[name] for part in parts]) for name in self._route.outputs}
         return TileOutput(
-            probabilities=np.concatenate([part[PROBABILITIES] for part in parts]),
-            uncertainty=np.concatenate([part[UNCERTAINTY] for part in parts]),
+            probabilities=results[PROBABILITIES],
+            uncertainty=results[UNCERTAINTY],
+            logits_a=results.get(LOGITS_A),
+            logits_b=results.get(LOGITS_B),
+            fused_logits=results.get(FUSED_LOGITS),
         )
 
     def _request(self, tiles: Float32Array) -> dict[str, Float32Array]:
-        self._check_wanted()
+        self._caller.check_wanted()
         image = tensor_from_array(self._utils, IMAGE, turned(tiles, self._spec.tiling))
-        names = [PROBABILITIES, UNCERTAINTY]
+        names = self._route.outputs
         response = self._utils.InferenceRequest(
-            model_name=self._route.model, requested_output_names=names, inputs=[image]
+            model_name=self._route.model,
+            requested_output_names=list(names),
+            inputs=[image],
+            trace=self._caller.trace,
         ).exec()
         if response.has_error():
             raise BackendError(f"{self._route.model} failed on a tile: {response.error().message()}")

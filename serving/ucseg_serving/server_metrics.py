@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from ucseg_runtime.segmentation import Segmentation
 from ucseg_serving.server_arrays import ServerObject
 
 _QUANTILES = (0.5, 0.95)
+
+Outcome = Literal["segmented", "refused", "failed", "cancelled"]
 
 
 class VolumeMetrics:
@@ -30,23 +33,37 @@ class VolumeMetrics:
                 description="Quantiles over the labelled voxels of the last volume",
                 kind=gauge,
             ),
+            utils.MetricFamily(
+                name="ucseg_between_subnet_dice",
+                description="Dice of the subnets' own masks in the last volume in which either found the segment",
+                kind=gauge,
+            ),
         ]
-        volumes, empty, uncertainty = self._families
-        outcomes = ("segmented", "refused", "failed")
-        self._outcomes = {outcome: volumes.Metric(labels={"outcome": outcome}) for outcome in outcomes}
+        volumes, empty, uncertainty, self._dice_family = self._families
+        self._outcomes = {outcome: volumes.Metric(labels={"outcome": outcome}) for outcome in get_args(Outcome)}
         self._empty = empty.Metric(labels={})
         self._quantiles = {share: uncertainty.Metric(labels={"quantile": str(share)}) for share in _QUANTILES}
+        self._dice: dict[str, ServerObject] = {}
 
-    def count(self, outcome: Literal["segmented", "refused", "failed"]) -> None:
+    def count(self, outcome: Outcome) -> None:
         """Count one volume."""
         self._outcomes[outcome].increment(1)
 
     def observe(self, result: Segmentation) -> None:
-        """Count a segmented volume and say how uncertain it is."""
+        """Count a segmented volume and say how uncertain it is, and how far the subnets agree if that was counted."""
         self.count("segmented")
+        for item in result.agreement:
+            if not math.isnan(item.dice):
+                self._dice_of(item.name).set(item.dice)
         labelled = result.uncertainty[result.label_map > 0]
         if not labelled.size:
             self._empty.increment(1)
             return
         for share, metric in self._quantiles.items():
             metric.set(float(np.quantile(labelled, share)))
+
+    def _dice_of(self, segment: str) -> ServerObject:
+        """The gauge of one segment; before it was found there is none, for a new gauge says 0."""
+        if segment not in self._dice:
+            self._dice[segment] = self._dice_family.Metric(labels={"segment": segment})
+        return self._dice[segment]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Target = Literal["tensorrt", "onnxruntime", "cpu"]
+VolumeOver = Literal["ucseg_merged", "ucseg_tiles", "ucseg_logits"]
 
 _QUEUE_SIZE_SAFE_SINCE = (2, 67)
 """Before, a server died or hung when `max_queue_size` was reached inside an ensemble (triton-inference-server/core,
@@ -27,7 +28,8 @@ class ServingOptions:
         volume_timeout_s: The same of a volume request.
         volume_memory_gb: That one volume request may take on the server, in GB.
         triton_version: Of the server, its first two numbers.
-        volume_over: Model that the volume model sends its tiles to.
+        volume_over: Model that the volume model sends its tiles to. With ``ucseg_logits`` it also tells the metrics how
+            far the subnets agree.
     """
 
     target: Target = "cpu"
@@ -38,7 +40,7 @@ class ServingOptions:
     volume_timeout_s: float = 600.0
     volume_memory_gb: float = 8.0
     triton_version: tuple[int, int] = (2, 51)
-    volume_over: Literal["ucseg_merged", "ucseg_tiles"] = "ucseg_merged"
+    volume_over: VolumeOver = "ucseg_merged"
 
     @property
     def queue_may_be_limited(self) -> bool:

@@ -32,7 +32,7 @@ from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.preprocess import model_grid_of
 from ucseg_runtime.segmentation import EngineInfo, Segmentation
 from ucseg_runtime.volume import Volume
-from ucseg_serving.bls_backend import BlsBackend, Route
+from ucseg_serving.bls_backend import BlsBackend, Caller, Route
 from ucseg_serving.server_arrays import ServerObject, array_from_tensor, tensor_from_array
 from ucseg_serving.server_metrics import VolumeMetrics
 from ucseg_serving.server_models import (
@@ -70,6 +70,7 @@ class VolumeModel:
         self._route = Route(settings.parameters[VOLUME_OVER_PARAMETER], tiles, senders)
         self._memory_bytes = int(settings.parameters[MEMORY_PARAMETER])
         self._metrics = VolumeMetrics(self._utils)
+        self._options = InferenceOptions(subnet_agreement=self._route.gives_logits)
         engine = EngineInfo(
             name=settings.parameters[ENGINE],
             version=settings.parameters[ENGINE_VERSION],
@@ -91,7 +92,10 @@ class VolumeModel:
         try:
             volume = self._volume(request)
             check_volume(volume, self._spec, self._memory_bytes)
-            result = segment_volume(volume, self._spec, self._backend(request), InferenceOptions())
+            result = segment_volume(volume, self._spec, self._backend(request), self._options)
+        except RequestCancelledError:
+            self._metrics.count("cancelled")
+            raise
         except UcsegError as error:
             self._metrics.count("refused" if isinstance(error, InputError) else "failed")
             raise
@@ -120,7 +124,7 @@ class VolumeModel:
             if request.is_cancelled():
                 raise RequestCancelledError("the request was cancelled.")
 
-        return BlsBackend(self._utils, self._spec, self._info, self._route, check_wanted)
+        return BlsBackend(self._utils, self._spec, self._info, self._route, Caller(check_wanted, request.trace()))
 
     def _tensors(self, result: Segmentation) -> list[ServerObject]:
         scaled = np.rint(result.uncertainty * np.float32(UNCERTAINTY_STEPS)).astype(np.uint16)

@@ -80,6 +80,19 @@ def test_volume_mode_refuses_what_it_cannot_return(served_phantom: ServedPhantom
     with pytest.raises(BackendUnavailableError, match="leaves the air around the patient out"):
         segment_on_server(VOLUME, served_phantom.model, remote, gate=True, skip_air=False)
 
+    with pytest.raises(BackendUnavailableError, match="does not return how far the subnets agree"):
+        segment_on_server(VOLUME, served_phantom.model, remote, gate=True, subnet_agreement=True)
+
+
+def test_tile_mode_counts_how_far_the_subnets_agree(served_phantom: ServedPhantom) -> None:
+    counted = replace(EMBEDDED, subnet_agreement=True)
+    results = []
+    for options in (counted, replace(counted, server=server(served_phantom, "grpc"))):
+        with open_backend(served_phantom.model, options) as backend:
+            results.append(segment_volume(VOLUME, served_phantom.model.manifest, backend, options))
+    assert results[0].agreement == results[1].agreement
+    assert all(item.voxels_both for item in results[1].agreement)
+
 
 def test_errors_of_the_pipeline_come_back_as_they_would_here(served_phantom: ServedPhantom) -> None:
     remote = server(served_phantom, "grpc", mode="volume")

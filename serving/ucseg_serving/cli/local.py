@@ -16,6 +16,7 @@ from ucseg_serving.cli.options import (
     ServedEngineOption,
     ServedPrecisionOption,
     VolumeMemoryOption,
+    VolumeOverOption,
 )
 
 _HTTP = typer.Option("--http-port", help="0 takes a free one.")
@@ -42,6 +43,7 @@ def local(
     max_batch: MaxBatchOption = 4,
     instances: InstancesOption = 2,
     volume_memory: VolumeMemoryOption = 8.0,
+    volume_over: VolumeOverOption = "ucseg_merged",
     http_port: Annotated[int, _HTTP] = 8000,
     grpc_port: Annotated[int, _GRPC] = 8001,
     metrics_port: Annotated[int, _METRICS] = 8002,
@@ -56,7 +58,9 @@ def local(
         from ucseg_serving.serving_options import ServingOptions
         from ucseg_serving.weights import WeightsRequest
 
-        options = ServingOptions(max_batch=max_batch, instances=instances, volume_memory_gb=volume_memory)
+        options = ServingOptions(
+            max_batch=max_batch, instances=instances, volume_memory_gb=volume_memory, volume_over=volume_over
+        )
         ports = LocalOptions(http_port, grpc_port, metrics_port, shared_memory, ready_timeout)
         request = WeightsRequest(engine, precision, gate, Path())
         with serve(model or default_model_folder(), request, options, ports) as server:

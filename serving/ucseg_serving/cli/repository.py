@@ -16,13 +16,13 @@ from ucseg_serving.cli.options import (
     ServedEngineOption,
     ServedPrecisionOption,
     VolumeMemoryOption,
+    VolumeOverOption,
 )
 
 _OUT = typer.Option("--out", help="Folder of the repository; made.")
 _TARGET = typer.Option("--target", help="cpu: embedded engines; others: Triton's own backends, on a GPU.")
 _ENGINES = typer.Option("--engines", help="Folder of built TensorRT engines; that of ucseg-export when not given.")
 _TRITON = typer.Option("--triton-version", help="Of the server; queues have a size limit from 2.67 on.")
-_OVER = typer.Option("--volume-over", help="Model that the volume model sends its tiles to.")
 _OVERWRITE = typer.Option("--overwrite", help="Replace a repository that is there already.")
 
 
@@ -38,7 +38,7 @@ def repository(
     volume_memory: VolumeMemoryOption = 8.0,
     engines: Annotated[Path | None, _ENGINES] = None,
     triton_version: Annotated[str, _TRITON] = "2.51",
-    volume_over: Annotated[Literal["ucseg_merged", "ucseg_tiles"], _OVER] = "ucseg_merged",
+    volume_over: VolumeOverOption = "ucseg_merged",
     overwrite: Annotated[bool, _OVERWRITE] = False,
 ) -> None:
     """Write a Triton model repository with artifacts that passed the accuracy gate, and check that it fits together."""
