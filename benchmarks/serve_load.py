@@ -3,6 +3,7 @@
     python benchmarks/serve_load.py MODEL_DIR --tiles 2000 --tile-clients 16 --volumes 200 --volume-clients 4
     python benchmarks/serve_load.py MODEL_DIR --tiles 10000 --tile-clients 64 --volumes 0
     python benchmarks/serve_load.py MODEL_DIR --tiles 0 --volumes 0 --compare 3   # one client
+    python benchmarks/serve_load.py MODEL_DIR --agreement 3   # what counting how far the subnets agree costs
     python benchmarks/serve_load.py MODEL_DIR --kills 50 --series 40   # killed, started again; see serve_kills.py
 
 The server is started on loopback for the length of the run. Prints JSON.
@@ -34,7 +35,7 @@ from ucseg_runtime.backends.triton_volume import segment_on_server
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import UcsegError
 from ucseg_runtime.geometry import VolumeGeometry
-from ucseg_runtime.model_folder import load_model
+from ucseg_runtime.model_folder import Model, load_model
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.selftest import phantom
 from ucseg_runtime.volume import Volume
@@ -142,10 +143,7 @@ def volume_load(service: Service, requests: int, clients: int) -> dict[str, Any]
 
 def compare(service: Service, rounds: int) -> dict[str, Any]:
     """One client's time for a volume of many tiles in every way, in turns, against the embedded engine's."""
-    small, _ = phantom()
-    voxels = np.tile(small.voxels, _REPEATS)
-    z, y, x = voxels.shape
-    volume = Volume(voxels, VolumeGeometry(small.geometry.affine, (z, y, x)), small.modality)
+    volume = large_phantom()
     embedded = InferenceOptions(engine="openvino", precision="f32", gate=False)
     ways = {
         "embedded": embedded,
@@ -164,30 +162,55 @@ def compare(service: Service, rounds: int) -> dict[str, Any]:
             server = service.client("volume")
             segment_on_server(volume, service.model, server, gate=False)
             seconds["volume"].append(time.perf_counter() - started)
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}  # the first warms up
-    ratios = {name: round(median / medians["embedded"], 3) for name, median in medians.items()}
+    return _against(seconds, "embedded")
+
+
+def agreement_cost(services: dict[str, Service], rounds: int) -> dict[str, Any]:
+    """Time of a volume of many tiles where the volume model asks one model or another for its tiles, in turns."""
+    volume = large_phantom()
+    seconds: dict[str, list[float]] = {name: [] for name in services}
+    with ExitStack() as stack:
+        for service in services.values():
+            stack.enter_context(service.start())
+        for _ in range(rounds + 1):
+            for name, service in services.items():
+                started = time.perf_counter()
+                segment_on_server(volume, service.model, service.client("volume"), gate=False)
+                seconds[name].append(time.perf_counter() - started)
+    return _against(seconds, next(iter(services)))
+
+
+def large_phantom() -> Volume:
+    """The self-test's phantom side by side with itself."""
+    small, _ = phantom()
+    voxels = np.tile(small.voxels, _REPEATS)
+    z, y, x = voxels.shape
+    return Volume(voxels, VolumeGeometry(small.geometry.affine, (z, y, x)), small.modality)
+
+
+def _against(seconds: dict[str, list[float]], reference: str) -> dict[str, Any]:
+    """Medians without the first of each, which warms up, and their ratios to one of them."""
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    ratios = {name: round(median / medians[reference], 3) for name, median in medians.items()}
     return {"seconds": {name: round(median, 3) for name, median in medians.items()}, "ratios": ratios}
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Start the server and send what was asked for."""
     model = load_model(arguments.model)
-    options = ServingOptions(instances=arguments.instances)
     report: dict[str, Any] = {
         "environment": environment(["openvino", "tritonclient", "numpy"]),
         "model": model.manifest.name,
     }
     with TemporaryDirectory() as folder:
-        repository = Path(folder) / "models"
-        weights = weights_for(model, WeightsRequest("openvino", "f32", False, Path(folder)), options)
-        write_repository(model, weights, options, repository, overwrite=False)
-        service = Service(
-            model,
-            repository,
-            LocalOptions(free_port(), free_port(), free_port(), shared_memory=True, stop_timeout_s=5.0),
-        )
+        service = written(model, ServingOptions(instances=arguments.instances), Path(folder) / "models")
         if arguments.kills:
             report["faults"] = kill_load(service, arguments.series, arguments.kills, arguments.seed)
+            return report
+        if arguments.agreement:
+            logits = ServingOptions(instances=arguments.instances, volume_over="ucseg_logits")
+            services = {"ucseg_merged": service, "ucseg_logits": written(model, logits, Path(folder) / "logits")}
+            report["volume_over"] = agreement_cost(services, arguments.agreement)
             return report
         with service.start() as server:
             if arguments.tiles:
@@ -198,6 +221,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 report["compare"] = compare(service, arguments.compare)
             report["alive"] = server.process.poll() is None
     return report
+
+
+def written(model: Model, options: ServingOptions, repository: Path) -> Service:
+    """A repository of the model, and ports for its server."""
+    weights = weights_for(model, WeightsRequest("openvino", "f32", False, repository), options)
+    write_repository(model, weights, options, repository, overwrite=False)
+    ports = LocalOptions(free_port(), free_port(), free_port(), shared_memory=True, stop_timeout_s=5.0)
+    return Service(model, repository, ports)
 
 
 def main() -> None:
@@ -212,6 +243,7 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=40, help="whole runs of ucseg segment, with --kills")
     parser.add_argument("--seed", type=int, default=0, help="of the times of the kills")
     parser.add_argument("--compare", type=int, default=0, help="rounds")
+    parser.add_argument("--agreement", type=int, default=0, help="rounds")
     parser.add_argument("--instances", type=int, default=2)
     arguments = parser.parse_args()
     print(json.dumps(run(arguments), indent=2))
