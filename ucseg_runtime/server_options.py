@@ -76,6 +76,8 @@ class TritonServer:
         shared_memory: Whether tensors go by system shared memory; the server must be on this machine and allow it.
         tls: Certificates of encrypted connections.
         token: Sent as bearer token; empty for none.
+        traceparent: Sent as W3C trace context, so that a server that traces adds its spans to that trace; empty for
+            none.
     """
 
     addresses: tuple[ServerAddress, ...]
@@ -85,6 +87,13 @@ class TritonServer:
     shared_memory: bool = False
     tls: TlsFiles = TlsFiles()
     token: str = field(default="", repr=False)
+    traceparent: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Sent with every request; names in lower case, as gRPC wants them."""
+        token = {"authorization": f"Bearer {self.token}"} if self.token else {}
+        return token | ({"traceparent": self.traceparent} if self.traceparent else {})
 
     def __post_init__(self) -> None:
         exposed = [address for address in self.addresses if not (address.is_encrypted or address.is_loopback)]

@@ -41,6 +41,7 @@ class LocalOptions:
         shared_memory: Whether clients on this machine may pass tensors by system shared memory.
         ready_timeout_s: Time until every model must be ready.
         stop_timeout_s: Time that requests in work get when the server is stopped.
+        trace_url: Where a collector of OpenTelemetry takes spans by OTLP over HTTP; empty for no tracing.
     """
 
     http_port: int = 0
@@ -49,6 +50,7 @@ class LocalOptions:
     shared_memory: bool = False
     ready_timeout_s: float = 120.0
     stop_timeout_s: float = 30.0
+    trace_url: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,23 @@ def server_command(
         "http-restricted-api": f"{closed}:{key}",
         "grpc-restricted-protocol": f"{closed}:{key}",
     }
-    return [str(package.program), "--disable-auto-complete-config", *(f"--{name}={v}" for name, v in values.items())]
+    flags = [f"--{name}={value}" for name, value in values.items()]
+    return [str(package.program), "--disable-auto-complete-config", *flags, *_tracing(options.trace_url)]
+
+
+def _tracing(url: str) -> list[str]:
+    """Spans of every request, with times and names of models; the level TENSORS would write out what pixels hold."""
+    if not url:
+        return []
+    settings = {
+        "mode": "opentelemetry",
+        "level": "TIMESTAMPS",
+        "rate": "1",
+        "count": "-1",
+        "opentelemetry,url": url,
+        "opentelemetry,resource": "service.name=ucseg",
+    }
+    return [f"--trace-config={name}={value}" for name, value in settings.items()]
 
 
 def server_ended(server: LocalServer) -> BackendError:

@@ -31,7 +31,7 @@ class GrpcConnection:
 
     Args:
         address: Of the server.
-        server: TLS files and token.
+        server: TLS files, token and trace.
     """
 
     def __init__(self, address: ServerAddress, server: TritonServer) -> None:
@@ -47,7 +47,7 @@ class GrpcConnection:
             certificate_chain=_text(tls.certificate),
             channel_args=_channel_arguments(address),
         )
-        self._headers = {"authorization": f"Bearer {server.token}"} if server.token else {}
+        self._headers = server.headers
 
     def describe(self, model: str, timeout_s: float) -> ModelDescription:
         """See `Connection.describe`."""

@@ -40,7 +40,7 @@ class HttpConnection:
 
     Args:
         address: Of the server.
-        server: TLS files and token.
+        server: TLS files, token and trace.
     """
 
     def __init__(self, address: ServerAddress, server: TritonServer) -> None:
@@ -48,7 +48,7 @@ class HttpConnection:
         self._package: Any = importlib.import_module("tritonclient.http")
         self._address = address
         self._tls = _tls_context(server.tls) if address.is_encrypted else None
-        self._headers = {"Authorization": f"Bearer {server.token}"} if server.token else {}
+        self._headers = server.headers
         self._idle: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()
 
     def describe(self, model: str, timeout_s: float) -> ModelDescription:

@@ -45,6 +45,7 @@ from ucseg_runtime.cli.server_options import (
     TlsCertificateOption,
     TlsKeyOption,
     TokenFileOption,
+    TraceOption,
     TritonModeOption,
     UrlOption,
     split_engine,
@@ -89,6 +90,7 @@ def segment(
     tls_cert: TlsCertificateOption = None,
     tls_key: TlsKeyOption = None,
     token_file: TokenFileOption = None,
+    trace: TraceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out.
@@ -102,7 +104,7 @@ def segment(
     with reported(as_json):
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
         local, server = split_engine(
-            engine, ServerArguments(url or [], triton_mode, timeout, shared_memory, tls, token_file)
+            engine, ServerArguments(url or [], triton_mode, timeout, shared_memory, tls, token_file, trace)
         )
         inference = InferenceOptions(
             engine=local,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,6 +12,7 @@ import typer
 
 from ucseg_runtime.config import EngineChoice
 from ucseg_runtime.server_options import TlsFiles, TritonMode, TritonServer, server_address
+from ucseg_runtime.trace_context import new_trace_context, trace_context_from_text
 
 EngineOrServer = Literal[EngineChoice, "triton"]  # typing flattens a Literal inside a Literal
 
@@ -58,6 +61,18 @@ TokenFileOption = Annotated[
     Path | None, typer.Option("--token-file", help="File with the bearer token for the server.")
 ]
 
+TraceOption = Annotated[
+    bool,
+    typer.Option(
+        "--trace",
+        help="Let a server that traces record this run under one trace id, which is printed. Where TRACEPARENT is set, "
+        "its trace is used, with this option or without.",
+    ),
+]
+TRACE_VARIABLE = "TRACEPARENT"
+
+_LOGGER = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ServerArguments:
@@ -69,6 +84,7 @@ class ServerArguments:
     shared_memory: bool = False
     tls: TlsFiles = TlsFiles()
     token_file: Path | None = None
+    trace: bool = False
 
 
 def split_engine(engine: EngineOrServer, arguments: ServerArguments) -> tuple[EngineChoice, TritonServer | None]:
@@ -93,8 +109,24 @@ def split_engine(engine: EngineOrServer, arguments: ServerArguments) -> tuple[En
         shared_memory=arguments.shared_memory,
         tls=arguments.tls,
         token=_token(arguments.token_file),
+        traceparent=_traceparent(asked_for=arguments.trace),
     )
     return "auto", server
+
+
+def _traceparent(*, asked_for: bool) -> str:
+    """The trace that this run belongs to; its id is told. Empty where there is none."""
+    given = os.environ.get(TRACE_VARIABLE, "")
+    try:
+        context = trace_context_from_text(given) if given else new_trace_context()
+    except ValueError:
+        # As the standard says: a context that cannot be read is left, and a trace begins anew.
+        _LOGGER.warning("%s is not a W3C trace context, and is not used", TRACE_VARIABLE)
+        given, context = "", new_trace_context()
+    if not (given or asked_for):
+        return ""
+    typer.echo(f"trace {context.trace_id}", err=True)
+    return str(context)
 
 
 def _token(file: Path | None) -> str:

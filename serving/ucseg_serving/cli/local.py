@@ -23,6 +23,9 @@ _HTTP = typer.Option("--http-port", help="0 takes a free one.")
 _GRPC = typer.Option("--grpc-port", help="0 takes a free one.")
 _METRICS = typer.Option("--metrics-port", help="0 takes a free one.")
 _SHARED = typer.Option("--allow-shared-memory", help="Let clients on this machine pass tensors by shared memory.")
+_TRACE = typer.Option(
+    "--trace-url", help="Send spans of every request to this collector, such as http://127.0.0.1:4318/v1/traces."
+)
 _TIMEOUT = typer.Option("--ready-timeout", min=1.0, help="Seconds until every model must be ready.")
 
 
@@ -48,6 +51,7 @@ def local(
     grpc_port: Annotated[int, _GRPC] = 8001,
     metrics_port: Annotated[int, _METRICS] = 8002,
     shared_memory: Annotated[bool, _SHARED] = False,
+    trace_url: Annotated[str, _TRACE] = "",
     ready_timeout: Annotated[float, _TIMEOUT] = 120.0,
 ) -> None:
     """Serve a model folder, or a repository as it is, with Triton on this machine's loopback, until Ctrl-C."""
@@ -61,7 +65,7 @@ def local(
         options = ServingOptions(
             max_batch=max_batch, instances=instances, volume_memory_gb=volume_memory, volume_over=volume_over
         )
-        ports = LocalOptions(http_port, grpc_port, metrics_port, shared_memory, ready_timeout)
+        ports = LocalOptions(http_port, grpc_port, metrics_port, shared_memory, ready_timeout, trace_url=trace_url)
         request = WeightsRequest(engine, precision, gate, Path())
         with serve(model or default_model_folder(), request, options, ports) as server:
             typer.echo(f"ready: {server.grpc_url} {server.http_url} metrics {server.metrics_url}")
