@@ -401,7 +401,7 @@ def test_mutual_tls_and_the_bearer_token_reach_the_server(
     result = infer_at(port, tls=tls, token=TOKEN)
 
     np.testing.assert_array_equal(result["OUT"], ANSWER["OUT"])
-    assert f"\r\nAuthorization: Bearer {TOKEN}".encode() in seen[0]
+    assert f"\r\nauthorization: Bearer {TOKEN}".encode() in seen[0]
     with pytest.raises(TransientError):
         infer_at(port, tls=TlsFiles(tmp_path / "ca.pem"))
 

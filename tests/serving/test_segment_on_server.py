@@ -142,6 +142,27 @@ def test_segment_command_writes_the_measurements_of_the_embedded_engine(
         assert other["mean_uncertainty"] == pytest.approx(one["mean_uncertainty"], abs=1e-5, nan_ok=True)
 
 
+@pytest.mark.parametrize("mode", ["tile", "volume"])
+def test_studies_in_one_run_give_the_bytes_of_single_runs(
+    served_phantom: ServedPhantom, tmp_path: Path, mode: str
+) -> None:
+    studies = [tmp_path / "in" / name for name in "abc"]
+    for depth, folder in zip((10, 14, 12), studies, strict=True):
+        write_ct_series(folder, CtPhantom(shape=(depth, 40, 48), study=folder.name))
+    options = ["--model", str(served_phantom.model.folder), "--json", "--engine", "triton", "--triton-mode", mode]
+    command = ["segment", *map(str, studies), "--out", str(tmp_path / "all"), *options]
+    finished = CliRunner().invoke(app, [*command, "--url", served_phantom.server.grpc_url])
+    assert finished.exit_code == 0, finished.output
+    for number, folder in enumerate(studies, start=1):
+        alone = tmp_path / "alone" / folder.name
+        remote = ("--engine", "triton", "--triton-mode", mode, "--url", served_phantom.server.grpc_url)
+        run_segment(folder, alone, served_phantom.model.folder, *remote)
+        together = tmp_path / "all" / str(number)
+        assert {file.name: file.read_bytes() for file in together.iterdir()} == {
+            file.name: file.read_bytes() for file in alone.iterdir()
+        }
+
+
 def test_memory_budget_counts_what_is_here_and_not_the_server(served_phantom: ServedPhantom, tmp_path: Path) -> None:
     write_ct_series(tmp_path / "study", CtPhantom())
     arguments = ["--engine", "triton", "--url", served_phantom.server.grpc_url, "--max-memory"]

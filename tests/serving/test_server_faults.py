@@ -222,7 +222,7 @@ def test_a_volume_survives_the_kill_and_restart_of_the_server_in_volume_mode(
         return segment_on_server(VOLUME, mortal.model, remote, gate=True)[0]
 
     def stop_in_the_middle(server: LocalServer) -> None:
-        while tiles_done(server) < 5:
+        while tiles_done(server, "ucseg_merged") < 5:
             time.sleep(0.005)
         for stub in children_of(server.process.pid, "ucseg_merged"):
             os.kill(stub, signal.SIGSTOP)
@@ -231,10 +231,33 @@ def test_a_volume_survives_the_kill_and_restart_of_the_server_in_volume_mode(
     np.testing.assert_array_equal(result.label_map, expected.label_map)
 
 
-def tiles_done(server: LocalServer) -> int:
-    """Tiles that the volume model's model has computed."""
+def test_another_server_takes_over_in_the_middle_of_a_volume(
+    service: Service, running: LocalServer, mortal: Service, expected: Segmentation, caplog: pytest.LogCaptureFixture
+) -> None:
+    left: list[int] = []
+    before = tiles_done(running, "ucseg_subnet_a")
+    with mortal.start() as server:
+
+        def kill_in_the_middle(done: int, total: int) -> None:
+            if 2 * done >= total and not left:
+                server.process.kill()
+                server.process.wait()
+                left.append(total - done)
+
+        addresses = (*mortal.client("grpc").addresses, *service.client("grpc").addresses)
+        result = service.segment(TritonServer(addresses, timeout_s=60.0), kill_in_the_middle)
+    np.testing.assert_array_equal(result.label_map, expected.label_map)
+    np.testing.assert_array_equal(result.uncertainty, expected.uncertainty)
+    assert left
+    assert left[0] > 0, "the first server must die in the middle"
+    assert tiles_done(running, "ucseg_subnet_a") - before == left[0], "the second one computes the rest, and no more"
+    assert f"grpc://127.0.0.1:{mortal.local.grpc_port}" in caplog.text, "the change is told"
+
+
+def tiles_done(server: LocalServer, model: str) -> int:
+    """Tiles that a model of the server has computed."""
     text = requests.get(server.metrics_url, timeout=5.0).text
-    lines = [line for line in text.splitlines() if line.startswith('nv_inference_count{model="ucseg_merged"')]
+    lines = [line for line in text.splitlines() if line.startswith(f'nv_inference_count{{model="{model}"')]
     return int(lines[0].split()[-1]) if lines else 0
 
 

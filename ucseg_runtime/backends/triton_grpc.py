@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +18,15 @@ from ucseg_runtime.backends.triton_connection import (
     failure,
 )
 from ucseg_runtime.backends.triton_tensors import NUMPY_TYPES
+from ucseg_runtime.backends.triton_tls import tls_context, untrusted
 from ucseg_runtime.errors import BackendError
 from ucseg_runtime.server_options import ServerAddress, TritonServer
 
 _REPEATABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
 _TOO_LARGE = "larger than max"
 _UNLIMITED = -1
+_CLOSED_AT_ONCE = re.compile(r"failed to connect.*socket closed", re.IGNORECASE | re.DOTALL)
+_DOUBT = re.compile(r"(?<=CERTIFICATE_VERIFY_FAILED: )[\w ]+|hostname verification check failed", re.IGNORECASE)
 TYPE_NAMES = {str(dtype): name for name, dtype in NUMPY_TYPES.items()}
 
 
@@ -39,6 +43,10 @@ class GrpcConnection:
         self.package: Any = importlib.import_module("tritonclient.grpc")
         self._failure: Any = importlib.import_module("tritonclient.utils").InferenceServerException
         tls = server.tls
+        if address.is_encrypted:
+            tls_context(tls)  # gRPC would tell with the first request, and to be repeated, that it cannot use a file
+        self._address = address
+        self._shows_certificate = tls.certificate is not None
         self._client = self.package.InferenceServerClient(
             f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}",
             ssl=address.is_encrypted,
@@ -103,9 +111,22 @@ class GrpcConnection:
 
     def _translated(self, error: Any) -> Exception:  # noqa: ANN401  # untyped package
         status, message = str(error.status()).removeprefix("StatusCode."), str(error.message())
+        doubt = _DOUBT.search(message)
+        if doubt is not None and self._address.is_encrypted:
+            return untrusted(self._address, doubt.group().lower())
+        if _CLOSED_AT_ONCE.search(message):
+            message += self._what_closing_may_mean()
         exhausted = status == "RESOURCE_EXHAUSTED" and _TOO_LARGE not in message
         timed_out = status == "DEADLINE_EXCEEDED"
         return failure(message, repeatable=status in _REPEATABLE or exhausted, timed_out=timed_out)
+
+    def _what_closing_may_mean(self) -> str:
+        """A server that wants another kind of connection says no more than one that dies: it closes a new one."""
+        if not self._address.is_encrypted:
+            return "; unless it has died, it may want TLS: grpcs://"
+        if not self._shows_certificate:
+            return "; unless it has died, it may want a certificate of this client: --tls-cert, --tls-key"
+        return ""
 
 
 def _channel_arguments(address: ServerAddress) -> list[tuple[str, int]]:

@@ -25,8 +25,9 @@ from ucseg_runtime.backends.triton_connection import (
     failure,
 )
 from ucseg_runtime.backends.triton_grpc import TYPE_NAMES
-from ucseg_runtime.errors import BackendError, BackendUnavailableError
-from ucseg_runtime.server_options import ServerAddress, TlsFiles, TritonServer
+from ucseg_runtime.backends.triton_tls import tls_context, untrusted
+from ucseg_runtime.errors import BackendError
+from ucseg_runtime.server_options import ServerAddress, TritonServer
 
 _REPEATABLE = frozenset({429, 499, 502, 503, 504})
 _HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -47,7 +48,7 @@ class HttpConnection:
         # Untyped: the package carries no type information.
         self._package: Any = importlib.import_module("tritonclient.http")
         self._address = address
-        self._tls = _tls_context(server.tls) if address.is_encrypted else None
+        self._tls = tls_context(server.tls) if address.is_encrypted else None
         self._headers = server.headers
         self._idle: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()
 
@@ -98,10 +99,7 @@ class HttpConnection:
                 content = answer.read()
             except ssl.SSLCertVerificationError as error:
                 connection.close()
-                raise BackendUnavailableError(
-                    f"the certificate of {self._address} is not trusted: {error.verify_message}.",
-                    hint="Name its authority with --tls-ca.",
-                ) from error
+                raise untrusted(self._address, error.verify_message) from error
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if over.is_set() or isinstance(error, TimeoutError):
@@ -165,16 +163,3 @@ def _message(status: int, content: bytes) -> str:
         return str(json.loads(text)["error"])
     except (ValueError, KeyError, TypeError):
         return f"HTTP {status}"
-
-
-def _tls_context(files: TlsFiles) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=files.authorities)
-        if files.certificate is not None:
-            context.load_cert_chain(files.certificate, files.key)
-    except (OSError, ssl.SSLError) as error:
-        raise BackendUnavailableError(
-            f"the TLS files cannot be used ({type(error).__name__}).",
-            hint="Give PEM files: --tls-ca, --tls-cert, --tls-key.",
-        ) from error
-    return context

@@ -1,0 +1,164 @@
+"""gRPC over TLS and mutual TLS against a real server: who has no right certificate gets a clear error, and soon."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trustme
+from typer.testing import CliRunner
+
+from tests.phantoms import CtPhantom, write_ct_series
+from tests.served_phantom import PHANTOM, ServedPhantom, serve_phantom
+from ucseg_runtime.backends import open_backend
+from ucseg_runtime.cli.app import app
+from ucseg_runtime.config import InferenceOptions
+from ucseg_runtime.errors import BackendError, BackendUnavailableError
+from ucseg_runtime.evidence import probabilities_from_logits
+from ucseg_runtime.server_options import TlsFiles, TritonServer, server_address
+from ucseg_serving import local_server
+
+TILE = np.zeros((1, 1, *PHANTOM.tile_shape), dtype=np.float32)
+NO_ANSWER_S = 3.0
+AT_ONCE_S = 10.0
+PATIENCE_S = 60.0
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """PEM files of two authorities, a server and a client of the first one."""
+
+    folder: Path
+
+    def __getitem__(self, name: str) -> Path:
+        return self.folder / f"{name}.pem"
+
+    @property
+    def client(self) -> TlsFiles:
+        return TlsFiles(self["authority"], self["client"], self["client-key"])
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    found = Certificates(tmp_path_factory.mktemp("certificates"))
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(found["authority"])
+    trustme.CA().cert_pem.write_to_path(found["other-authority"])
+    found["nothing"].write_text("no certificate")
+    for name in ("server", "client"):
+        issued = authority.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(found[f"{name}-key"])
+        issued.cert_chain_pems[0].write_to_path(found[name])
+    return found
+
+
+@contextmanager
+def encrypted(folder: Path, *flags: str) -> Iterator[ServedPhantom]:
+    """A server whose start line has more flags."""
+    plain = local_server.server_command
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_server, "server_command", lambda *arguments: [*plain(*arguments), *flags])
+        with serve_phantom(folder) as served:
+            yield served
+
+
+@pytest.fixture(scope="module")
+def one_sided(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPhantom]:
+    """A server that any client may use."""
+    flags = (f"--grpc-server-cert={certificates['server']}", f"--grpc-server-key={certificates['server-key']}")
+    with encrypted(tmp_path_factory.mktemp("served"), "--grpc-use-ssl=true", *flags) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def mutual(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPhantom]:
+    """A server that wants a certificate of its clients."""
+    flags = (f"--grpc-server-cert={certificates['server']}", f"--grpc-server-key={certificates['server-key']}")
+    known = f"--grpc-root-cert={certificates['authority']}"
+    with encrypted(tmp_path_factory.mktemp("served"), "--grpc-use-ssl-mutual=true", *flags, known) as served:
+        yield served
+
+
+def infer(served: ServedPhantom, tls: TlsFiles, url: str = "", timeout_s: float = PATIENCE_S) -> None:
+    """One tile, whose answer must be right."""
+    address = server_address(url or served.server.grpc_url.replace("grpc://", "grpcs://"))
+    options = InferenceOptions(server=TritonServer((address,), timeout_s=timeout_s, tls=tls))
+    with open_backend(served.model, options) as backend:
+        found = backend.infer(TILE).probabilities
+    np.testing.assert_allclose(found, probabilities_from_logits(PHANTOM.fused_logits(TILE), "softmax"), atol=2e-6)
+
+
+def test_tls_with_an_authority_of_its_own(one_sided: ServedPhantom, certificates: Certificates) -> None:
+    infer(one_sided, TlsFiles(certificates["authority"]))
+
+
+def test_mutual_tls(mutual: ServedPhantom, certificates: Certificates) -> None:
+    infer(mutual, certificates.client)
+
+
+def test_segment_command_over_mutual_tls(mutual: ServedPhantom, certificates: Certificates, tmp_path: Path) -> None:
+    write_ct_series(tmp_path / "study", CtPhantom())
+    url = mutual.server.grpc_url.replace("grpc://", "grpcs://")
+    command = ["segment", tmp_path / "study", "--out", tmp_path / "out", "--model", mutual.model.folder]
+    files = ["--tls-ca", certificates["authority"], "--tls-cert", certificates["client"]]
+    key = ["--tls-key", certificates["client-key"]]
+    arguments = [*command, "--engine", "triton", "--url", url, *files, *key]
+    finished = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert finished.exit_code == 0, finished.output
+    assert (tmp_path / "out" / "segmentation.dcm").is_file()
+
+
+def test_a_server_of_an_unknown_authority_is_refused_at_once(
+    one_sided: ServedPhantom, certificates: Certificates
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(
+        BackendUnavailableError, match=r"certificate of grpcs://127.*is not trusted.*--tls-ca"
+    ) as caught:
+        infer(one_sided, TlsFiles(certificates["other-authority"]))
+    assert time.monotonic() - started < AT_ONCE_S
+    assert caught.value.exit_code == 5
+
+
+def test_a_server_of_another_name_is_refused_at_once(one_sided: ServedPhantom, certificates: Certificates) -> None:
+    url = one_sided.server.grpc_url.replace("grpc://127.0.0.1", "grpcs://localhost")
+    started = time.monotonic()
+    with pytest.raises(BackendUnavailableError, match="certificate of grpcs://localhost.*is not trusted"):
+        infer(one_sided, TlsFiles(certificates["authority"]), url)
+    assert time.monotonic() - started < AT_ONCE_S
+
+
+def test_a_missing_client_certificate_is_told_at_once_and_ends_in_time(
+    mutual: ServedPhantom, certificates: Certificates, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(BackendError, match="may want a certificate of this client: --tls-cert, --tls-key") as caught:
+        infer(mutual, TlsFiles(certificates["authority"]), timeout_s=NO_ANSWER_S)
+    assert time.monotonic() - started < NO_ANSWER_S + AT_ONCE_S
+    assert caught.value.code == "UCSEG-E140"
+    assert "may want a certificate of this client" in caplog.records[0].getMessage()
+
+
+def test_a_client_without_tls_is_told_that_the_server_may_want_it(mutual: ServedPhantom) -> None:
+    with pytest.raises(BackendError, match="may want TLS: grpcs://") as caught:
+        infer(mutual, TlsFiles(), mutual.server.grpc_url, timeout_s=NO_ANSWER_S)
+    assert caught.value.code == "UCSEG-E140"
+
+
+@pytest.mark.parametrize(
+    ("authority", "key"), [("absent", "client-key"), ("nothing", "client-key"), ("authority", "server-key")]
+)
+def test_files_that_cannot_be_used_are_refused_at_once(
+    mutual: ServedPhantom, certificates: Certificates, authority: str, key: str
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(BackendUnavailableError, match="TLS files cannot be used.*--tls-ca, --tls-cert, --tls-key"):
+        infer(mutual, TlsFiles(certificates[authority], certificates["client"], certificates[key]))
+    assert time.monotonic() - started < AT_ONCE_S
