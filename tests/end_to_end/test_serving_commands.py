@@ -6,12 +6,15 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from pydicom import dcmread
 
 from tests.phantoms import CtPhantom, write_ct_series
@@ -90,3 +93,33 @@ def test_the_demo_model_gives_the_same_voxels_through_a_server(urls: list[str], 
         for name, steps in (("segmentation.dcm", 0), ("uncertainty.dcm", 1)):
             found, expected = (dcmread(tmp_path / place / name).pixel_array.astype(int) for place in (way, "here"))
             assert np.abs(found - expected).max() <= steps, (way, name)
+
+
+def ignoring_interrupts() -> None:
+    """As a shell starts what goes into the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def test_a_server_in_the_background_is_stopped_by_sigterm_alone() -> None:
+    folder = Path(str(resources.files("ucseg_runtime"))) / "selftest_model"
+    ports = ("--http-port", 0, "--grpc-port", 0, "--metrics-port", 0, "--ready-timeout", 300, "--instances", 1)
+    with subprocess.Popen(
+        command("ucseg-serve", "local", folder, "--no-gate", *ports),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=ignoring_interrupts,
+    ) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split()[2]
+            server.send_signal(signal.SIGINT)
+            time.sleep(1.0)
+            assert requests.get(f"{url}/v2/health/ready", timeout=10.0).status_code == 200
+            server.terminate()
+            _, errors = server.communicate(timeout=120)
+        finally:
+            server.kill()  # does nothing to one that has ended
+    assert (server.returncode, "UCSEG-E198" in errors) == (143, True)
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"{url}/v2/health/ready", timeout=10.0)
