@@ -6,7 +6,7 @@ import typer
 
 from ucseg_serving.cli.health import health
 from ucseg_serving.cli.local import install_local, local
-from ucseg_serving.cli.repository import repository, template
+from ucseg_serving.cli.repository import repository, template, verify
 
 app = typer.Typer(
     name="ucseg-serve",
@@ -15,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(repository)
+app.command()(verify)
 app.command()(template)
 app.command("install-local")(install_local)
 app.command()(local)

@@ -9,7 +9,7 @@ import typer
 
 from ucseg_runtime.cli.options import GateOption
 from ucseg_runtime.cli.reporting import reported
-from ucseg_serving.cli.options import ModelArgument
+from ucseg_serving.cli.options import ServableArgument
 
 _URL = typer.Option("--url", help="Server, such as grpc://127.0.0.1:8001.")
 _TIMEOUT = typer.Option("--timeout", min=0.1, help="Seconds within which each answer must come.")
@@ -17,7 +17,7 @@ _CA = typer.Option("--tls-ca", help="PEM file of who may have signed the server'
 
 
 def health(
-    model: ModelArgument = None,
+    model: ServableArgument = None,
     url: Annotated[str, _URL] = "grpc://127.0.0.1:8001",
     timeout: Annotated[float, _TIMEOUT] = 30.0,
     gate: GateOption = True,
@@ -25,10 +25,11 @@ def health(
 ) -> None:
     """Let a server segment a few voxels, tile by tile and as a volume: Triton's own health does not see dead models."""
     with reported(as_json=False):
-        from ucseg_runtime.model_folder import default_model_folder, load_model
+        from ucseg_runtime.model_folder import default_model_folder
         from ucseg_runtime.server_options import TlsFiles, TritonServer, server_address
-        from ucseg_serving.health import check_server
+        from ucseg_serving.health import check_server, served_model
 
         server = TritonServer((server_address(url),), timeout_s=timeout, tls=TlsFiles(tls_ca))
-        for name, seconds in check_server(load_model(model or default_model_folder()), server, gate=gate).items():
+        checked = served_model(model or default_model_folder())
+        for name, seconds in check_server(checked, server, gate=gate).items():
             typer.echo(f"{name}: ok, {seconds:.2f} s")

@@ -1,4 +1,4 @@
-"""``ucseg-serve repository`` and ``ucseg-serve template``."""
+"""``ucseg-serve repository``, ``ucseg-serve verify`` and ``ucseg-serve template``."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ _OUT = typer.Option("--out", help="Folder of the repository; made.")
 _TARGET = typer.Option("--target", help="cpu: embedded engines; others: Triton's own backends, on a GPU.")
 _ENGINES = typer.Option("--engines", help="Folder of built TensorRT engines; that of ucseg-export when not given.")
 _TRITON = typer.Option("--triton-version", help="Of the server; queues have a size limit from 2.67 on.")
+_REPOSITORY = typer.Argument(help="Model repository.")
+_DIGEST = typer.Option("--digest", help="Refuse every other repository; as this command prints it, sha256:….")
 _OVERWRITE = typer.Option("--overwrite", help="Replace a repository that is there already.")
 
 
@@ -46,6 +48,7 @@ def repository(
         from ucseg_runtime.cache import engines_folder
         from ucseg_runtime.model_folder import default_model_folder, load_model
         from ucseg_serving.repository import write_repository
+        from ucseg_serving.repository_digest import repository_digest
         from ucseg_serving.serving_options import ServingOptions
         from ucseg_serving.weights import WeightsRequest, weights_for
 
@@ -66,8 +69,21 @@ def repository(
             f"{loaded.manifest.name} {loaded.manifest.version} for {target}: {served.engine} {served.engine_version} "
             f"{served.precision}, up to {max_batch} tiles a request"
         )
+        typer.echo(f"repository {repository_digest(out)}")
         if target != "cpu":
             typer.echo("note: this target has never run on a GPU; its configuration alone was checked", err=True)
+
+
+def verify(folder: Annotated[Path, _REPOSITORY], digest: Annotated[str | None, _DIGEST] = None) -> None:
+    """Check that a repository is complete, and print the digest of all of its files."""
+    with reported(as_json=False):
+        from ucseg_serving.repository_checks import check_repository
+        from ucseg_serving.repository_digest import check_digest, repository_digest
+
+        if digest is not None:
+            check_digest(folder, digest)
+        check_repository(folder)
+        typer.echo(digest or repository_digest(folder))
 
 
 def template(out: Annotated[Path, _OUT], model: ModelArgument = None) -> None:
