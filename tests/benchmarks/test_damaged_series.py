@@ -40,6 +40,16 @@ def test_judge_calls_another_step_or_a_mirrored_volume_wrong(tmp_path: Path) -> 
     assert judged(clean, tmp_path, lambda _: Answer(good.voxels[1:], good.affine)) == "WRONG: 19 slices for 20"
 
 
+def test_judge_does_not_believe_a_reader_that_says_it_resampled(tmp_path: Path) -> None:
+    tilted = next(damage for damage in DAMAGES if damage.name.startswith("gantry tilt"))
+    tilted.write(tmp_path)
+    ignored = read_by_simpleitk(tmp_path)
+
+    verdict = judged(tilted, tmp_path, lambda _: Answer(ignored.voxels, ignored.affine, "resampled"))
+
+    assert verdict == "WRONG: resampled to another place"
+
+
 def test_simpleitk_bridges_a_missing_slice_without_an_error(tmp_path: Path) -> None:
     """The premise of the comparison."""
     damage = next(damage for damage in DAMAGES if damage.name == "one slice missing")
