@@ -85,7 +85,7 @@ def found_in(source: Path, spec: ModelSpec, wanted: InputOptions) -> Iterator[Fo
         BackendUnavailableError: The input is NIfTI, and nibabel is not installed.
     """
     if is_nifti(source):
-        yield _image_in(source, spec, wanted)
+        yield image_in(source, spec, wanted)
         return
     with opened_input(source) as files:
         found = scan_files(files, wanted.allow_gaps)
@@ -103,7 +103,13 @@ def grid_of(found: Found) -> AcquiredGrid:
     return found.geometry if isinstance(found, NiftiImage) else acquired_grid(found.selection.chosen)
 
 
-def _image_in(source: Path, spec: ModelSpec, wanted: InputOptions) -> NiftiImage:
+def image_in(source: Path, spec: ModelSpec, wanted: InputOptions) -> NiftiImage:
+    """The image of a NIfTI file.
+
+    Raises:
+        InputError: It cannot be segmented, or the caller wants what belongs to series.
+        BackendUnavailableError: nibabel is not installed.
+    """
     if wanted != WHATEVER_FITS:
         raise InputError(
             "a NIfTI image has no series to choose from, and no slices to count.",

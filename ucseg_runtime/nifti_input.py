@@ -34,7 +34,7 @@ _GZIP = b"\x1f\x8b"
 _LOOKED_AT = 4096
 _LONGEST_HEADER = 16 * 1024**2  # with all extensions
 _CHUNK_BYTES = 1024**2
-_METRE, _MICROMETRE = 1, 3
+_MILLIMETRES_OR_UNKNOWN = (2, 0)  # the low three bits of xyzt_units; the others hold the unit of time
 _TYPES = {2: "u1", 256: "i1", 4: "i2", 512: "u2", 8: "i4", 768: "u4", 16: "f4", 64: "f8"}
 _UNREADABLE = (OSError, EOFError, zlib.error)
 _NOTE = "A NIfTI image belongs to no DICOM study: NIfTI files are written, and no DICOM objects."
@@ -229,7 +229,7 @@ def _layout(grid: NiftiGrid, max_volume_bytes: int) -> tuple[VolumeGeometry, np.
 
 
 def _geometry(grid: NiftiGrid, shape_xyz: tuple[int, int, int]) -> VolumeGeometry:
-    if grid.header().get_xyzt_units()[0] in {"meter", "micron"}:
+    if int(grid.header()["xyzt_units"]) % 8 not in _MILLIMETRES_OR_UNKNOWN:
         raise _refused("its lengths are in another unit than mm", hint="Convert its header to mm.")
     forms = _forms(grid)
     if not forms:
@@ -253,11 +253,12 @@ def _forms(grid: NiftiGrid) -> list[Float64Array]:
     from nibabel.spatialimages import HeaderDataError
 
     header = grid.header()
+    readers = (("sform_code", header.get_sform), ("qform_code", header.get_qform))
     try:
-        affines = [header.get_sform(coded=True)[0], header.get_qform(coded=True)[0]]
+        affines = [read() for code, read in readers if int(header[code]) > 0]
     except (HeaderDataError, ValueError) as error:
         raise _refused("its qform is not a rotation") from error
-    return [np.asarray(affine, dtype=np.float64) for affine in affines if affine is not None]
+    return [np.asarray(affine, dtype=np.float64) for affine in affines]
 
 
 def _scaling(grid: NiftiGrid) -> tuple[float, float]:
@@ -293,15 +294,17 @@ def _fill(stored: npt.NDArray[np.generic], stream: BufferedReader, offset: int) 
 
 
 def _modality_values(stored: npt.NDArray[np.generic], slope: float, intercept: float) -> Int16Array | Float32Array:
-    if not np.isfinite(stored).all():
+    if not all(np.isfinite(plane).all() for plane in stored):
         raise _refused("it has voxels that are not finite", hint="Replace them, for air by -1000 in a CT.")
     ends = (float(stored.min()) * slope + intercept, float(stored.max()) * slope + intercept)
     if max(map(abs, ends)) > np.finfo(np.float32).max:
         raise _refused("it has voxels that are too large for 32 bits")
     whole = np.issubdtype(stored.dtype, np.integer) and slope.is_integer() and intercept.is_integer()
-    if whole and min(ends) >= np.iinfo(np.int16).min and max(ends) <= np.iinfo(np.int16).max:
-        return (stored.astype(np.int64) * int(slope) + int(intercept)).astype(np.int16)
-    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    fits = whole and min(ends) >= np.iinfo(np.int16).min and max(ends) <= np.iinfo(np.int16).max
+    voxels = np.empty(stored.shape, dtype=np.int16 if fits else np.float32)
+    for scaled, plane in zip(voxels, stored, strict=True):  # plane by plane, or float64 would take the most memory
+        scaled[...] = plane.astype(np.float64) * slope + intercept
+    return voxels
 
 
 def _refused(reason: str, hint: str = "Convert the image again from its source.") -> InputError:

@@ -9,6 +9,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from typer.testing import CliRunner
@@ -253,3 +255,51 @@ def test_inspect_and_plan_know_images(tmp_path: Path, model: Path) -> None:
     assert json.loads(planned.stdout)["source_shape"] == list(PHANTOM.shape)
     broken = image_bytes(lambda b: b[:200], "broken.nii")(tmp_path)
     assert CliRunner().invoke(app, ["inspect", str(broken), "--model", str(model)]).exit_code == 3
+
+
+@pytest.mark.parametrize("units", [4, 5, 6, 7, 255])
+def test_unknown_unit_of_length_is_refused(tmp_path: Path, units: int) -> None:
+    path = write_image(tmp_path / "image.nii.gz", edit=fields(xyzt_units=units))
+
+    with pytest.raises(InputError, match="unit"):
+        nifti_image(path, "CT")
+
+
+@pytest.mark.parametrize("units", [0, 2, 2 + 8])
+def test_unit_that_is_missing_or_mm_is_read(tmp_path: Path, units: int) -> None:
+    assert volume_of(write_image(tmp_path / "image.nii.gz", edit=fields(xyzt_units=units))).voxels.any()
+
+
+def test_negative_code_of_a_form_means_none(tmp_path: Path) -> None:
+    path = write_image(tmp_path / "image.nii.gz", edit=fields(qform_code=-3, sform_code=0))
+
+    with pytest.raises(InputError, match="neither a qform nor an sform"):
+        nifti_image(path, "CT")
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_mutated_headers_give_input_errors_or_a_volume_of_the_declared_shape(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Anything else that escapes is a defect."""
+    folder = tmp_path_factory.mktemp("mutant")
+    content = bytearray(write_image(folder / "image.nii", CtPhantom(shape=(3, 12, 10))).read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, 351))
+        content[place] = data.draw(st.integers(0, 255))
+    (folder / "image.nii").write_bytes(bytes(content))
+
+    try:
+        image = nifti_image(folder / "image.nii", "CT")
+        volume = read_image(image)
+    except InputError:
+        return
+
+    assert volume.voxels.shape == image.geometry.shape
+
+
+def test_inspect_refuses_wishes_for_a_series_of_an_image(tmp_path: Path, model: Path) -> None:
+    path = str(write_image(tmp_path / "image.nii.gz"))
+
+    assert CliRunner().invoke(app, ["inspect", path, "--model", str(model), "--choose", "plane=axial"]).exit_code == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +23,7 @@ from ucseg_runtime.errors import EXIT_OK
 
 if TYPE_CHECKING:
     from ucseg_runtime.inspection import InputReport, SeriesReport
+    from ucseg_runtime.nifti_input import NiftiImage
 
 WhyOption = Annotated[bool, typer.Option("--why", help="Show every check and every rule for every series.")]
 ShowPathsOption = Annotated[
@@ -47,13 +47,14 @@ def inspect(
     """Show the studies and series of an input, which one would be segmented, and why not the others."""
     wanted = InputOptions(series, volume, allow_gaps, rules=series_rules(choose, exclude))
     with reported(as_json):
+        from ucseg_runtime.inputs import image_in
         from ucseg_runtime.inspection import inspect_input
         from ucseg_runtime.model_folder import default_model_folder, load_model
         from ucseg_runtime.nifti_input import is_nifti
 
         manifest = load_model(model or default_model_folder()).manifest
         if is_nifti(input):
-            _show_image(input, manifest.modality, as_json)
+            _show_image(image_in(input, manifest, wanted), as_json)
             return
         report = inspect_input(input, manifest, wanted)
         if as_json:
@@ -91,17 +92,14 @@ def _number(row: SeriesReport) -> str:
     return "–" if row.series_number is None else str(row.series_number)
 
 
-def _show_image(input: Path, modality: str, as_json: bool) -> None:  # noqa: A002
-    from ucseg_runtime.nifti_input import nifti_image
-
-    image = nifti_image(input, modality)
+def _show_image(image: NiftiImage, as_json: bool) -> None:
     geometry = image.geometry
     if as_json:
         facts = {"shape": geometry.shape, "spacing_mm": geometry.spacing_mm, "lps_affine": geometry.affine.tolist()}
         print_json({**image.as_json(), **facts, "error": None})
         return
     rows = [
-        ("modality", f"{modality} (taken from the model)"),
+        ("modality", f"{image.modality} (taken from the model)"),
         ("voxels (z, y, x)", " x ".join(map(str, geometry.shape))),
         ("spacing mm", " x ".join(f"{side:.3f}" for side in geometry.spacing_mm)),
         ("stored as", str(image.dtype)),
