@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydicom.data import get_testdata_file
 from typer.testing import CliRunner
 
@@ -298,3 +300,41 @@ def test_input_that_is_no_file_is_judged_without_opening_it(tmp_path: Path, kind
 
     assert caught.value.code == "UCSEG-E102"
     assert time.monotonic() - started < 5
+
+
+@pytest.fixture(scope="module")
+def three_members(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A small archive as bytes, one member stored and two compressed."""
+    folder = tmp_path_factory.mktemp("good")
+    paths = write_ct_series(folder, CtPhantom(shape=(3, 12, 10)))
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for path, method in zip(paths, (zipfile.ZIP_STORED, *[zipfile.ZIP_DEFLATED] * 2), strict=True):
+            archive.write(path, path.name, method)
+    return (folder / "a.zip").read_bytes()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_mutated_archives_give_input_errors_or_files(
+    three_members: bytes, spool_folder: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Anything else that escapes is a defect. Half of the changes hit the list of members at the end."""
+    content = bytearray(three_members)
+    listed = content.index(b"PK\1\2")
+    for _ in range(data.draw(st.integers(1, 6))):
+        first = data.draw(st.sampled_from([4, listed]))
+        place = data.draw(st.integers(first, len(content) - 1))
+        content[place : place + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4))
+    archive = tmp_path_factory.mktemp("mutant") / "a.zip"
+    archive.write_bytes(bytes(content))
+
+    try:
+        with opened_input(archive) as files:
+            scan_files(files)
+    except InputError as error:
+        refusal = error
+    else:
+        refusal = None
+
+    assert refusal is None or refusal.code in {f"UCSEG-E{number}" for number in (101, 102, 103, 105, 108, 125)}
+    assert not list(spool_folder.iterdir())
