@@ -30,7 +30,7 @@ def write_series(folder: Path, slices: int) -> None:
     folder.mkdir(parents=True)
     noise = np.random.default_rng(0).normal(0.0, 12.0, (SIDE, SIDE))
     for index in range(slices):
-        _image(index, _hounsfield_units(index, np.roll(noise, 17 * index))).save_as(
+        slice_image(index, _hounsfield_units(index, np.roll(noise, 17 * index))).save_as(
             folder / f"{index:04d}.dcm", enforce_file_format=True
         )
 
@@ -45,7 +45,13 @@ def _hounsfield_units(index: int, noise: npt.NDArray[np.float64]) -> npt.NDArray
     return np.clip(np.rint(image + noise), -1024, 3000).astype(np.int16)
 
 
-def _image(index: int, voxels: npt.NDArray[np.int16]) -> FileDataset:
+def slice_image(index: int, voxels: npt.NDArray[np.int16]) -> FileDataset:
+    """One axial slice, 12 of 16 bits, uncompressed.
+
+    Args:
+        index: Place in the series.
+        voxels: CT numbers, int16, shape (rows, columns), from -1024 to 3071.
+    """
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = CTImageStorage, f"{_UID_ROOT}.1.{index + 1}"
     meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -154,6 +154,23 @@ def _zip(folder: Path) -> None:
         archive.writestr("a", "b")
 
 
+UNREADABLE_ELEMENT = b"\x10\x00\x10\x10UY\x02\x00AB"
+"""Its value representation does not exist, and pydicom raises as soon as it is touched."""
+
+
+def nested(tag: bytes, depth: int, innermost: bytes = b"") -> bytes:
+    """Sequences in each other under one tag, as bytes because writing them recursively fails as well."""
+    opening = tag + b"SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    closing = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+    return opening * depth + innermost + closing * depth
+
+
+def _modality_100_deep(content: bytes) -> bytes:
+    """pydicom quotes the traceback of each level in that of the next: making text of this does not end."""
+    modality = b"\x08\x00\x60\x00"
+    return content.replace(modality + b"CS\2\0CT", nested(modality, 100, UNREADABLE_ELEMENT), 1)
+
+
 def _big_endian(folder: Path) -> None:
     for path in write_ct_series(folder):
         dataset = pydicom.dcmread(path)
@@ -613,6 +630,13 @@ _WRONG_KIND = (
         SeriesSelectionError,
         "UCSEG-E121",
         ("MR", "CT"),
+    ),
+    BadInput(
+        "modality_100_sequences_deep",
+        every_file(_modality_100_deep),
+        SeriesSelectionError,
+        "UCSEG-E121",
+        ("modality is missing",),
     ),
     BadInput("colour", series_with(_colour), SeriesSelectionError, "UCSEG-E121", ("RGB",)),
     BadInput(

@@ -20,7 +20,7 @@ from pydicom import uid
 from pydicom.data import get_testdata_file
 from pydicom.dataset import FileDataset
 
-from tests.bad_inputs import setting
+from tests.bad_inputs import UNREADABLE_ELEMENT, nested, setting
 from tests.phantoms import OBLIQUE, PHI_CANARIES, CtPhantom, all_orientations, edit_file, write_ct_series
 from ucseg_runtime.dicom import transfer_syntaxes
 from ucseg_runtime.dicom.checks import require_readable_pixels
@@ -316,6 +316,34 @@ def test_source_headers_leave_out_what_nobody_can_convert(tmp_path: Path) -> Non
 
     assert "PatientAge" not in header
     assert header.SOPInstanceUID == SMALL.sop_uid(3)
+
+
+@pytest.mark.parametrize("tag", [b"\x08\x00\x20\x00", b"\x08\x00\x10\x11"], ids=["date", "sequence"])
+def test_source_headers_leave_out_what_takes_for_ever_to_write(tmp_path: Path, tag: bytes) -> None:
+    """Sequences in each other, with something unreadable at the bottom: pydicom quotes level within level."""
+    study_date = b"\x08\x00\x20\x00DA\x08\x0020200102"
+    for path in write_ct_series(tmp_path, SMALL):
+        content = path.read_bytes()
+        assert study_date in content
+        path.write_bytes(content.replace(study_date, nested(tag, 100, UNREADABLE_ELEMENT), 1))
+
+    header = source_headers(only_series(tmp_path))[0]
+
+    assert "StudyDate" not in header
+    assert header.SeriesDate == "20200102"
+    header.save_as(tmp_path / "copy.dcm", enforce_file_format=True)
+
+
+def test_source_headers_keep_sequences_without_what_is_unreadable_in_them(tmp_path: Path) -> None:
+    study_date = b"\x08\x00\x20\x00DA\x08\x0020200102"
+    size = b"\x10\x00\x20\x10DS\x02\x0042"
+    for path in write_ct_series(tmp_path, SMALL):
+        sequence = nested(b"\x08\x00\x10\x11", 2, UNREADABLE_ELEMENT + size)
+        path.write_bytes(path.read_bytes().replace(study_date, sequence, 1))
+
+    inner = source_headers(only_series(tmp_path))[0].ReferencedStudySequence[0].ReferencedStudySequence[0]
+
+    assert [element.keyword for element in inner] == ["PatientSize"]
 
 
 @pytest.mark.parametrize("read", [source_headers, read_volume], ids=["headers", "pixels"])

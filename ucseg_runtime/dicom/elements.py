@@ -34,12 +34,12 @@ _LARGEST_NUMBER = 1e9
 
 
 def values_of(dataset: Dataset, keyword: str) -> list[object]:
-    """The values of an element as a list; empty when it is missing, empty or cannot be converted."""
+    """The values of an element as a list; empty when it is missing, empty, a sequence, or cannot be converted."""
     try:
         value = dataset.get(keyword)
     except UNREADABLE:
         return []
-    if value is None:
+    if value is None or isinstance(value, Sequence):  # text of deep, damaged sequences takes pydicom for ever
         return []
     return list(value) if isinstance(value, list | tuple | MultiValue | Sequence) else [value]
 

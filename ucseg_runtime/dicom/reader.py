@@ -11,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
+from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
@@ -36,6 +37,8 @@ from ucseg_runtime.slice_stack import SliceStack
 from ucseg_runtime.volume import Volume
 
 logger = logging.getLogger(__name__)
+
+_DEEPEST_SEQUENCE = 8
 
 
 def read_volume(series: Series, limits: DecodeLimits | None = None) -> Volume:
@@ -119,13 +122,25 @@ def _source_header(series: Series, instance: Instance) -> Dataset:
     return header
 
 
-def _drop_unreadable_elements(header: Dataset) -> None:
-    """Remove what pydicom cannot convert, so that it does not fail whoever copies the header."""
+def _drop_unreadable_elements(header: Dataset, depth: int = 0) -> None:
+    """Remove what pydicom cannot convert, so that it does not fail whoever copies the header.
+
+    Sequences where the standard has none are removed too, and those that are nested deeper than any real one: where one
+    of them holds something unreadable, pydicom quotes the traceback of each level in that of the next.
+    """
     for tag in list(header.keys()):
         try:
-            header[tag]
+            element = header[tag]
         except UNREADABLE:
             del header[tag]
+            continue
+        if element.VR != "SQ":
+            continue
+        if depth == _DEEPEST_SEQUENCE or (dictionary_has_tag(tag) and dictionary_VR(tag) != "SQ"):
+            del header[tag]
+            continue
+        for item in element.value:
+            _drop_unreadable_elements(item, depth + 1)
 
 
 def _stored_values(series: Series, limits: DecodeLimits) -> StoredArray:
