@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from typing import Annotated
 
 import typer
@@ -43,9 +44,16 @@ def _root(
     ] = False,
 ) -> None:
     """Segment DICOM studies: masks, uncertainty and measurements as DICOM objects. Not for clinical use."""
+    _forbid_core_files()
     if verbose:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
         logging.getLogger("ucseg_runtime").setLevel(logging.INFO)
+
+
+def _forbid_core_files() -> None:
+    """A crash of this process or of its children writes no memory to the disk: it holds the headers of the study."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
 
 
 def main() -> None:
