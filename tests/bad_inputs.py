@@ -117,7 +117,7 @@ def dataset_offset(content: bytes) -> int:
     return 144 + int(struct.unpack_from("<L", content, 140)[0])
 
 
-def _relabelled(content: bytes, syntax: bytes) -> bytes:
+def relabelled(content: bytes, syntax: bytes) -> bytes:
     """Name another transfer syntax in the file meta information, without touching the data set."""
     start = dataset_offset(content)
     meta, body = content[:start], content[start:]
@@ -367,7 +367,7 @@ _UNREADABLE_FILES = (
     ),
     BadInput(
         "explicit_labelled_implicit",
-        every_file(lambda b: _relabelled(b, b"1.2.840.10008.1.2")),
+        every_file(lambda b: relabelled(b, b"1.2.840.10008.1.2")),
         PixelDataError,
         "UCSEG-E105",
         ("not encoded in the transfer syntax",),
@@ -375,13 +375,13 @@ _UNREADABLE_FILES = (
     BadInput(
         "implicit_labelled_explicit",
         every_file(
-            lambda b: _relabelled(b, b"1.2.840.10008.1.2.1"), CtPhantom(transfer_syntax=uid.ImplicitVRLittleEndian)
+            lambda b: relabelled(b, b"1.2.840.10008.1.2.1"), CtPhantom(transfer_syntax=uid.ImplicitVRLittleEndian)
         ),
         PixelDataError,
         "UCSEG-E105",
         ("not encoded in the transfer syntax",),
     ),
-    BadInput("transfer_syntax_is_text", every_file(lambda b: _relabelled(b, b"canary")), PixelDataError, "UCSEG-E105"),
+    BadInput("transfer_syntax_is_text", every_file(lambda b: relabelled(b, b"canary")), PixelDataError, "UCSEG-E105"),
     BadInput("sequences_400_deep", _deep_sequences(400), InputError, "UCSEG-E108", ("RecursionError",)),
     BadInput("sequences_5000_deep", _deep_sequences(5000), InputError, "UCSEG-E108", ("RecursionError",)),
     BadInput(
@@ -425,7 +425,7 @@ _BAD_PIXELS = (
     ),
     BadInput(
         "video",
-        every_file(lambda b: _relabelled(b, MPEG2.encode())),
+        every_file(lambda b: relabelled(b, MPEG2.encode())),
         PixelDataError,
         "UCSEG-E105",
         ("MPEG2", MPEG2),

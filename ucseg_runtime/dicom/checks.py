@@ -8,7 +8,7 @@ from pydicom.uid import UID
 
 from ucseg_runtime.dicom.instances import UNDEFINED_LENGTH, Instance, Series
 from ucseg_runtime.dicom.object_classes import MULTI_FRAME_CLASSES, SLICE_CLASSES
-from ucseg_runtime.dicom.transfer_syntaxes import DECODERS, NATIVE, missing_package, syntax_name
+from ucseg_runtime.dicom.transfer_syntaxes import DECODERS, LOSSY_JPEG, NATIVE, missing_package, syntax_name
 from ucseg_runtime.errors import PixelDataError, SeriesSelectionError
 
 MAX_VOLUME_BYTES = 4 * 1024**3
@@ -143,6 +143,12 @@ def _require_decoder(instance: Instance) -> None:
     if syntax not in DECODERS:
         raise PixelDataError(
             f"{instance.where} is stored in {syntax_name(syntax)}, which is not supported.",
+            hint="Export the images in Explicit VR Little Endian or a lossless compressed syntax.",
+            code="UCSEG-E105",
+        )
+    if syntax in LOSSY_JPEG and instance.pixel_format.signed:
+        raise PixelDataError(
+            f"{instance.where} has signed values in {syntax_name(syntax)}, which is for unsigned ones alone.",
             hint="Export the images in Explicit VR Little Endian or a lossless compressed syntax.",
             code="UCSEG-E105",
         )

@@ -17,6 +17,8 @@ _ITEM = 0xE000
 _ITEM_HEADER = 8
 _SEQUENCE_END = 0xE0DD
 _END_OF_IMAGE = b"\xff\xd9"
+_PADDING = b"\0\xff"
+"""What an odd codestream is followed by: zero as the standard says, or 255 from some archives."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def codestream(stream: BinaryIO, fragments: Sequence[Item], instance: Instance) 
         stream.seek(item.offset)
         parts.append(stream.read(item.length))
     joined = b"".join(parts)
-    if instance.transfer_syntax != uid.RLELossless and not joined.rstrip(b"\0").endswith(_END_OF_IMAGE):
+    if instance.transfer_syntax != uid.RLELossless and not joined.rstrip(_PADDING).endswith(_END_OF_IMAGE):
         raise _incomplete(instance, "has a compressed image that is cut off (no end marker)")
     return joined
 

@@ -13,10 +13,16 @@ from io import BufferedReader
 from typing import BinaryIO
 
 from pydicom.config import disable_value_validation
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag, Tag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+)
 
 from ucseg_runtime.dicom.elements import UNREADABLE, code_of, integer_of, sequence_of, text_of, texts_of, uid_of
 from ucseg_runtime.dicom.files import FoundFile
@@ -164,7 +170,7 @@ def open_unchanged(instance: Instance) -> BufferedReader:
 @dataclass(frozen=True)
 class _Header:
     meta: Dataset
-    dataset: FileDataset
+    dataset: Dataset
     dataset_offset: int
     pixels: PixelLocation | None
 
@@ -197,9 +203,16 @@ def _read_header(stream: BinaryIO, file_size: int) -> _Header:
     meta = _read_file_meta(stream)
     dataset_offset = stream.tell()
     _refuse_by_meta(meta)
-    stream.seek(0)
     watch = _ElementWatch(stream, file_size)
-    dataset = read_partial(stream, watch.stop_at, defer_size=_LONGEST_HEADER_VALUE, specific_tags=_TAGS)
+    syntax = text_of(meta, "TransferSyntaxUID")
+    dataset = read_dataset(
+        stream,
+        is_implicit_VR=syntax == ImplicitVRLittleEndian,
+        is_little_endian=syntax != ExplicitVRBigEndian,
+        stop_when=watch.stop_at,
+        defer_size=_LONGEST_HEADER_VALUE,
+        specific_tags=_TAGS,
+    )
     if watch.is_cut_off:
         raise RefusedFileError("UCSEG-E103", "ends in the middle of its header")
     return _Header(meta, dataset, dataset_offset, watch.pixels)

@@ -33,6 +33,15 @@ def without_unused_bits(frame: StoredArray, pixel_format: PixelFormat) -> Stored
     return (frame << unused) >> unused if unused else frame  # the right shift extends the sign of signed values
 
 
+def within_bits_stored(frame: StoredArray, pixel_format: PixelFormat) -> StoredArray:
+    """Stored values no lower and no higher than Bits Stored can hold.
+
+    What a lossy codestream of more bits puts above the highest value would become the lowest one if it were cut.
+    """
+    lowest = -(2 ** (pixel_format.bits_stored - 1)) if pixel_format.signed else 0
+    return frame.clip(lowest, lowest + 2**pixel_format.bits_stored - 1)
+
+
 def modality_values(stored: StoredArray, instances: Sequence[Instance]) -> Int16Array | Float32Array:
     """Stored values × slope + intercept, each slice with its own rescale.
 

@@ -27,10 +27,11 @@ from ucseg_runtime.dicom.intensities import (
     modality_values,
     rescale_jumps,
     stored_dtype,
+    within_bits_stored,
     without_unused_bits,
 )
 from ucseg_runtime.dicom.stacking import acquired_grid
-from ucseg_runtime.dicom.transfer_syntaxes import NATIVE
+from ucseg_runtime.dicom.transfer_syntaxes import LOSSY, LOSSY_JPEG_2000, NATIVE
 from ucseg_runtime.errors import InputError, PixelDataError
 from ucseg_runtime.hounsfield import require_hounsfield_units
 from ucseg_runtime.slice_stack import SliceStack
@@ -85,6 +86,8 @@ def source_headers(series: Series) -> list[Dataset]:
 
     A frame of a multi-frame file gets a header as if it were an image of its own; see `frame_header`.
 
+    A transfer syntax with loss is noted as Lossy Image Compression (0028,2110) where the file says nothing about it.
+
     Raises:
         InputError: A file cannot be read any more, or changed since the scan.
     """
@@ -108,6 +111,8 @@ def _source_header(series: Series, instance: Instance) -> Dataset:
             hint="Keep the input unchanged while it is being segmented.",
             code="UCSEG-E102",
         ) from error
+    for keyword in (SHARED, PER_FRAME):
+        header.pop(Tag(keyword), None)
     _drop_unreadable_elements(header)
     for keyword, value in (
         ("SOPClassUID", instance.sop_class_uid),
@@ -117,8 +122,8 @@ def _source_header(series: Series, instance: Instance) -> Dataset:
         ("FrameOfReferenceUID", series.frame_of_reference_uid),
     ):
         header.add_new(Tag(keyword), "UI", value)
-    for keyword in (SHARED, PER_FRAME):
-        header.pop(Tag(keyword), None)
+    if instance.transfer_syntax in LOSSY and not header.get("LossyImageCompression"):
+        header.LossyImageCompression = "01"
     return header
 
 
@@ -160,7 +165,8 @@ def _stored_values(series: Series, limits: DecodeLimits) -> StoredArray:
                     fragments = {instance.path: _fragments(instance)}
                 frame = fragments[instance.path][max(instance.frame - 1, 0)]
                 decoder.decode(_read_codestream(instance, frame), instance, _bytes_of(plane))
-            plane[...] = without_unused_bits(plane, instance.pixel_format)
+            limited = within_bits_stored if instance.transfer_syntax in LOSSY_JPEG_2000 else without_unused_bits
+            plane[...] = limited(plane, instance.pixel_format)
     return stored
 
 

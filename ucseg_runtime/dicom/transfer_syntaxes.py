@@ -48,6 +48,13 @@ DECODERS: dict[str, DecoderChoice] = {
 }
 
 
+LOSSY_JPEG = frozenset({uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit})
+"""Cosine transform of unsigned values; the standard has no other (PS3.5 8.2.1)."""
+LOSSY_JPEG_2000 = frozenset({uid.JPEG2000, uid.HTJ2K})
+"""May be without loss too, which the header then says."""
+LOSSY = LOSSY_JPEG | LOSSY_JPEG_2000 | {uid.JPEGLSNearLossless}
+
+
 def syntax_name(syntax: str) -> str:
     """Name and UID for a message, for instance ``RLE Lossless (1.2.840.10008.1.2.5)``."""
     name = UID(syntax).name
