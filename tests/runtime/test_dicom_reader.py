@@ -421,6 +421,18 @@ def test_decoder_without_memory_is_refused_with_its_limit(tmp_path: Path) -> Non
     assert caught.value.code == "UCSEG-E106"
 
 
+def test_decoder_process_is_limited_in_memory_processor_time_and_files(tmp_path: Path) -> None:
+    instance = rle_series(tmp_path).instances[0]
+    with DecoderProcess(DecodeLimits(memory_bytes=1024**3, cpu_seconds_per_file=3)) as decoder:
+        decoder.decode(frame_of(instance), instance, memoryview(bytearray(instance.pixel_format.frame_bytes)))
+        limits = Path(f"/proc/{decoder.pid}/limits").read_text(encoding="ascii")
+
+    soft = {line[:25].strip(): line[25:].split()[0] for line in limits.splitlines()}
+    assert soft["Max address space"] == str(1024**3)
+    assert 4 <= int(soft["Max cpu time"]) <= 20  # what it took to start, and 3 s
+    assert (soft["Max core file size"], soft["Max file size"]) == ("0", "0")
+
+
 def test_decoder_process_leaves_nothing_behind(tmp_path: Path) -> None:
     instance = rle_series(tmp_path).instances[0]
     with DecoderProcess(DecodeLimits()) as decoder:

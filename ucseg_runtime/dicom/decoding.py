@@ -32,7 +32,7 @@ class DecodeLimits:
     """
 
     memory_bytes: int = 2 * 1024**3
-    cpu_seconds_per_file: int = 10
+    cpu_seconds_per_file: int = 5
     wall_seconds_per_file: float = 60.0
 
 
