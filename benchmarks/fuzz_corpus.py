@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom import uid
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import encapsulate
 from pydicom.errors import InvalidDicomError
 
@@ -26,7 +26,9 @@ from made_up import slice_image
 CANARY = "CANARY"
 _LARGEST_FILE = 200_000
 _MOST_PIXELS = 512 * 512
+_UNUSABLE = (InvalidDicomError, AttributeError, KeyError, ValueError, TypeError, NotImplementedError, OSError)
 _SLICE_CLASSES = {"CT": uid.CTImageStorage, "MR": uid.MRImageStorage}
+_MULTI_FRAME_MODALITIES = {uid.EnhancedCTImageStorage: "CT", uid.EnhancedMRImageStorage: "MR"}
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Seed:
 def header_seeds() -> list[Seed]:
     """Small series and single files, of every kind that the packages have; series, which get further, more often."""
     made_up = [_made_up(syntax, signed=False, shape=(3, 12, 10)) for syntax in (uid.ExplicitVRLittleEndian, "implicit")]
-    singles, series = list(_single_files()), list(_series_of_single_files())
+    singles, series = list(_single_files()), [*_series_of_single_files(), *_multi_frame_files()]
     return [*made_up * len(series), *series * 2, *singles]
 
 
@@ -57,7 +59,7 @@ def pixel_seeds() -> dict[str, list[Seed]]:
     for syntax in ENCODERS:
         signs = (False,) if syntax in (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit) else (False, True)
         seeds[syntax] = [_made_up(syntax, signed=signed, shape=(2, 40, 36)) for signed in signs]
-    for seed in _series_of_single_files():
+    for seed in (*_series_of_single_files(), *_multi_frame_files()):
         if seed.syntax in seeds:
             seeds[seed.syntax].append(seed)
     return seeds
@@ -95,6 +97,43 @@ def _single_files() -> Iterator[Seed]:
         yield Seed(path.name, "", (path.read_bytes(),))
 
 
+def _multi_frame_files() -> Iterator[Seed]:
+    """Enhanced images, whole volumes in one file; the packages' own do not say where their frames lie."""
+    for path in _package_files():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = _with_placed_frames(path)
+        if content:
+            yield Seed(f"{path.name}, frames placed", _syntax(content), (content,))
+
+
+def _with_placed_frames(path: Path) -> bytes:
+    """An enhanced image with functional groups; empty for other files."""
+    try:
+        image = pydicom.dcmread(path)
+        if image.get("SOPClassUID") not in (uid.EnhancedCTImageStorage, uid.EnhancedMRImageStorage):
+            return b""
+        orientation, measures = Dataset(), Dataset()
+        orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        measures.PixelSpacing, measures.SliceThickness = [1, 1], 2
+        shared = Dataset()
+        shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+        image.SharedFunctionalGroupsSequence = [shared]
+        image.PerFrameFunctionalGroupsSequence = [_placed(z) for z in range(int(image.NumberOfFrames))]
+        image.Modality, image.FrameOfReferenceUID = _MULTI_FRAME_MODALITIES[image.SOPClassUID], "1.2.6"
+        return _bytes(image)
+    except _UNUSABLE:
+        return b""
+
+
+def _placed(z: int) -> Dataset:
+    position, content, frame = Dataset(), Dataset(), Dataset()
+    position.ImagePositionPatient = [0, 0, 2 * z]
+    content.StackID, content.InStackPositionNumber = "1", z + 1
+    frame.PlanePositionSequence, frame.FrameContentSequence = [position], [content]
+    return frame
+
+
 def _series_of_single_files() -> Iterator[Seed]:
     """Grey images of the packages, each laid on two positions, so that a series can be read to its pixels."""
     for path in _package_files():
@@ -114,7 +153,7 @@ def _two_slices(path: Path) -> tuple[bytes, ...]:
         if image.Rows * image.Columns > _MOST_PIXELS:
             return ()
         return tuple(_at_height(image, z) for z in range(2))
-    except (InvalidDicomError, AttributeError, KeyError, ValueError, TypeError, NotImplementedError, OSError):
+    except _UNUSABLE:
         return ()
 
 

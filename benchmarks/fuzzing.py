@@ -34,10 +34,12 @@ from ucseg_runtime.dicom.decoding import DecodeLimits, DecoderProcess
 from ucseg_runtime.dicom.instances import Instance
 from ucseg_runtime.dicom.selection import select_series
 from ucseg_runtime.dicom.series import Series, scan
+from ucseg_runtime.dicom.stacking import acquired_grid
 from ucseg_runtime.errors import PixelDataError, UcsegError
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.manifest import Code, SegmentClass
 from ucseg_runtime.segmentation import EngineInfo, Segmentation
+from ucseg_runtime.slice_stack import SliceStack
 from ucseg_runtime.volume import Volume
 
 LONGEST_S = 10.0
@@ -247,7 +249,8 @@ def _outcome(folder: Path, seed: int) -> tuple[str, float]:
         series = select_series(found, modality).chosen
         headers, volume = reader.source_headers(series), reader.read_volume(series, _LIMITS)
         _check(series, headers, volume)
-        if seed % _WRITTEN_SHARE == 0:
+        written = seed % _WRITTEN_SHARE == 0 and not _is_resampled(series)
+        if written:
             _write_segmentation(folder, headers, volume)
     except UcsegError as error:
         return error.code, 0.0
@@ -258,11 +261,18 @@ def _outcome(folder: Path, seed: int) -> tuple[str, float]:
         if ours:
             calls = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}, {calls}"
         return f"foreign {type(error).__name__} at {calls}", 0.0
-    return _WRITTEN if seed % _WRITTEN_SHARE == 0 else _VOLUME, volume.voxels.nbytes / 1e6
+    return _WRITTEN if written else _VOLUME, volume.voxels.nbytes / 1e6
+
+
+def _is_resampled(series: Series) -> bool:
+    """Whether the volume lies on another grid than its slices."""
+    return isinstance(acquired_grid(series), SliceStack)
 
 
 def _check(series: Series, headers: list[Dataset], volume: Volume) -> None:
-    if volume.voxels.shape != (len(headers), series.rows, series.columns):
+    if volume.voxels.shape != volume.geometry.shape or len(headers) != series.number_of_instances:
+        raise ValueError("the volume has another shape than was declared")
+    if not _is_resampled(series) and volume.voxels.shape != (len(headers), series.rows, series.columns):
         raise ValueError("the volume has another shape than was declared")
     if not np.isfinite(volume.geometry.affine).all() or not np.isfinite(volume.voxels).all():
         raise ValueError("the volume or its place is not finite")

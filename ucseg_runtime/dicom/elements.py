@@ -39,7 +39,7 @@ _PLAIN_TEXT = re.compile(rb"[ -~]*\0?")
 
 
 def values_of(dataset: Dataset, keyword: str) -> list[object]:
-    """The values of an element as a list; empty when it is missing, empty, a sequence, or cannot be converted."""
+    """The values of an element as a list; empty when it is missing, empty or cannot be converted."""
     try:
         raw = dataset.get_item(_tag_of(keyword))
         if isinstance(raw, RawDataElement) and (plain := _plain_values(raw)) is not None:
@@ -47,7 +47,7 @@ def values_of(dataset: Dataset, keyword: str) -> list[object]:
         value = dataset.get(keyword)
     except UNREADABLE:
         return []
-    if value is None or isinstance(value, Sequence):  # text of deep, damaged sequences takes pydicom for ever
+    if value is None:
         return []
     return list(value) if isinstance(value, list | tuple | MultiValue | Sequence) else [value]
 
@@ -77,8 +77,8 @@ def _plain_values(raw: RawDataElement) -> list[object] | None:
 
 
 def texts_of(dataset: Dataset, keyword: str) -> list[str]:
-    """All values as text."""
-    return [str(value) for value in values_of(dataset, keyword)]
+    """All values as text; items of sequences have none, and to make it of deep, damaged ones takes pydicom for ever."""
+    return [str(value) for value in values_of(dataset, keyword) if not isinstance(value, Dataset)]
 
 
 def text_of(dataset: Dataset, keyword: str) -> str:
@@ -101,7 +101,7 @@ def code_of(dataset: Dataset, keyword: str) -> str:
 def numbers_of(dataset: Dataset, keyword: str, count: int) -> list[float] | None:
     """Exactly `count` numbers of a size that arithmetic can bear, or None."""
     try:
-        numbers = [float(str(value)) for value in values_of(dataset, keyword)]
+        numbers = [float(text) for text in texts_of(dataset, keyword)]
     except ValueError:
         return None
     return numbers if len(numbers) == count and all(abs(number) < _LARGEST_NUMBER for number in numbers) else None
@@ -110,7 +110,7 @@ def numbers_of(dataset: Dataset, keyword: str, count: int) -> list[float] | None
 def integer_of(dataset: Dataset, keyword: str) -> int | None:
     """The first value as a whole number, or None."""
     try:
-        number = float(str(values_of(dataset, keyword)[0]))
+        number = float(texts_of(dataset, keyword)[0])
     except (IndexError, ValueError):
         return None
     return int(number) if number.is_integer() else None

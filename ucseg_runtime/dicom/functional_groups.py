@@ -11,7 +11,7 @@ from dataclasses import replace
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 
-from ucseg_runtime.dicom.elements import integer_of, sequence_of, text_of, texts_of, values_of
+from ucseg_runtime.dicom.elements import code_of, integer_of, sequence_of, text_of, texts_of, values_of
 from ucseg_runtime.dicom.instances import Acquisition, Instance
 from ucseg_runtime.dicom.placement import placement_of, rescale_of
 
@@ -86,7 +86,7 @@ def _frame(whole: Instance, number: int, groups: Sequence[Dataset], pointers: Se
         ),
         placement=placement_of(placed),
         rescale=rescale_of(transform),
-        rescale_type=text_of(transform, "RescaleType").upper(),
+        rescale_type=code_of(transform, "RescaleType"),
     )
 
 
@@ -100,9 +100,9 @@ def _macro(groups: Sequence[Dataset], keyword: str) -> Dataset:
 
 def _other_dimensions(content: Dataset, pointers: Sequence[str]) -> tuple[int, ...]:
     """The indices that tell frames of one place apart: phase, echo, b-value and the like."""
-    indices = values_of(content, "DimensionIndexValues")
+    indices = texts_of(content, "DimensionIndexValues")
     if len(indices) != len(pointers):
         return ()
     return tuple(
-        int(str(index)) for index, pointer in zip(indices, pointers, strict=True) if pointer not in _SPATIAL_DIMENSIONS
+        int(index) for index, pointer in zip(indices, pointers, strict=True) if pointer not in _SPATIAL_DIMENSIONS
     )
