@@ -189,10 +189,9 @@ def test_numbers_and_codes_are_those_that_pydicom_finds(vr: str, value: bytes) -
 
 
 def _meanings(dataset: pydicom.Dataset, keyword: str) -> tuple[object, ...]:
-    numbers = [elements.numbers_of(dataset, keyword, count) for count in (1, 2, 3)]
-    return (
-        elements.uid_of(dataset, keyword),
-        elements.code_of(dataset, keyword),
-        elements.integer_of(dataset, keyword),
-        *numbers,
-    )
+    """What the reader takes from an element of this name."""
+    if keyword == "StudyInstanceUID":
+        return (elements.uid_of(dataset, keyword),)
+    if keyword in ("Modality", "StudyID"):
+        return (elements.code_of(dataset, keyword),)
+    return elements.integer_of(dataset, keyword), *(elements.numbers_of(dataset, keyword, count) for count in (1, 2, 3))
