@@ -105,7 +105,7 @@ def test_the_study_is_full_of_tokens(study: Path) -> None:
     assert len(tokens_in(content)) > 200
 
 
-@pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["table", "json"])
+@pytest.mark.parametrize("arguments", [(), ("--json",), ("--why",), ("--why", "--json")], ids=" ".join)
 def test_inspecting_shows_no_patient_data(
     study: Path, model: Path, arguments: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,7 +149,7 @@ def texts_by_keyword(dataset: Dataset) -> dict[str, str]:
     return dict(texts_of(dataset))
 
 
-@pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", {bad.code: bad for bad in BAD_INPUTS}.values(), ids=lambda bad: bad.name)
 def test_a_refused_input_is_explained_without_patient_data(
     bad: BadInput, model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
