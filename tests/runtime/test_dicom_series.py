@@ -463,3 +463,17 @@ def test_geometry_error_is_raised_by_geometry_itself(tmp_path: Path) -> None:
 
     with pytest.raises(GeometryError, match="gantry tilt of 50"):
         volume_geometry(only_series(tmp_path))
+
+
+def test_number_beyond_what_an_integer_string_can_hold_counts_as_absent(tmp_path: Path) -> None:
+    huge = b"\x20\x00\x13\x00IS\x16\x00" + b"9" * 22
+    for index, path in enumerate(write_ct_series(tmp_path)):
+        number = f"{index + 1:<2d}".encode()
+        content = path.read_bytes()
+        assert b"\x20\x00\x13\x00IS\x02\x00" + number in content
+        path.write_bytes(content.replace(b"\x20\x00\x13\x00IS\x02\x00" + number, huge, 1))
+
+    (series,) = scan(tmp_path).series
+
+    assert {instance.instance_number for instance in series.instances} == {None}
+    assert volume_geometry(series).shape == CtPhantom().shape

@@ -34,6 +34,7 @@ UNREADABLE = (
 """What pydicom was seen to raise on damaged files; anything else is a defect and surfaces as one."""
 
 _LARGEST_NUMBER = 1e9
+_INTEGER_STRINGS_END = 2**31
 _TEXT_VRS = frozenset({"AS", "CS", "DA", "DS", "IS", "LO", "PN", "SH", "TM", "UI"})
 _PLAIN_TEXT = re.compile(rb"[ -~]*\0?")
 
@@ -108,9 +109,9 @@ def numbers_of(dataset: Dataset, keyword: str, count: int) -> list[float] | None
 
 
 def integer_of(dataset: Dataset, keyword: str) -> int | None:
-    """The first value as a whole number, or None."""
+    """The first value as a whole number within what an Integer String can hold, or None."""
     try:
         number = float(texts_of(dataset, keyword)[0])
     except (IndexError, ValueError):
         return None
-    return int(number) if number.is_integer() else None
+    return int(number) if number.is_integer() and abs(number) < _INTEGER_STRINGS_END else None
