@@ -156,10 +156,11 @@ def test_a_refused_input_is_explained_without_patient_data(
     caplog.set_level(logging.DEBUG)
     folder = tmp_path / token(9100)
     folder.mkdir()
-    bad.write(folder)
+    written = bad.write(folder)
+    source = written if isinstance(written, Path) else folder
 
-    said, status = said_by("segment", folder, "--out", tmp_path / "out", "--model", model, "--json")
-    shown, _ = said_by("inspect", folder, "--model", model)
+    said, status = said_by("segment", source, "--out", tmp_path / "out", "--model", model, "--json")
+    shown, _ = said_by("inspect", source, "--model", model)
 
     assert status == 3, said
     assert bad.code in said
