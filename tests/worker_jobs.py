@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import NoReturn
 
-from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.errors import SpacingError
 from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.neighbours import SeriesJob
@@ -34,16 +34,16 @@ def be_stubborn() -> NoReturn:
     raise StubbornError("canary", "name")
 
 
-def read_unless_doomed(job: SeriesJob, manifest: Manifest, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
+def read_unless_doomed(job: SeriesJob, manifest: Manifest, outputs: OutputOptions) -> ReadSeries:
     if job.source.name == DOOMED:
         os.kill(os.getpid(), signal.SIGKILL)
-    return read(job, manifest, wanted, outputs)
+    return read(job, manifest, outputs)
 
 
-def read_with_a_defect(job: SeriesJob, manifest: Manifest, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
+def read_with_a_defect(job: SeriesJob, manifest: Manifest, outputs: OutputOptions) -> ReadSeries:
     if job.source.name == DOOMED:
         raise KeyError("canary of a defect")
-    return read(job, manifest, wanted, outputs)
+    return read(job, manifest, outputs)
 
 
 def write_unless_doomed(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ucseg_runtime.config import WHATEVER_FITS, InputOptions
 from ucseg_runtime.dicom.checks import require_instances
+from ucseg_runtime.dicom.content import origin_of
+from ucseg_runtime.dicom.files import FoundFile
 from ucseg_runtime.dicom.selection import Selection, select_series
 from ucseg_runtime.dicom.series import SkippedFile, scan_files
 from ucseg_runtime.dicom.sources import opened_input
@@ -27,10 +29,12 @@ class FoundSeries:
     Attributes:
         selection: The series, and the others with reasons.
         skipped: Files that belong to no series, with reasons.
+        content: Digest of what all files of the series hold, see `SeriesContent`.
     """
 
     selection: Selection
     skipped: tuple[SkippedFile, ...]
+    content: str
 
     def with_notes(self, notes: tuple[str, ...]) -> FoundSeries:
         """The same with more notes on the chosen series."""
@@ -69,13 +73,15 @@ class FoundSeries:
 
 Found = FoundSeries | NiftiImage
 
+Source = Path | tuple[FoundFile, ...]
+
 
 @contextmanager
-def found_in(source: Path, spec: ModelSpec, wanted: InputOptions) -> Iterator[Found]:
+def found_in(source: Source, spec: ModelSpec, wanted: InputOptions) -> Iterator[Found]:
     """What of an input is to be segmented, readable until the statement ends; headers are read, pixels not.
 
     Args:
-        source: Folder, DICOM file, DICOMDIR, zip archive or NIfTI file.
+        source: Folder, DICOM file, DICOMDIR, zip archive or NIfTI file; or files that were found before.
         spec: The model.
         wanted: What the caller insists on, and allows.
 
@@ -84,14 +90,15 @@ def found_in(source: Path, spec: ModelSpec, wanted: InputOptions) -> Iterator[Fo
         OutputError: There is no room for what an archive holds.
         BackendUnavailableError: The input is NIfTI, and nibabel is not installed.
     """
-    if is_nifti(source):
+    if isinstance(source, Path) and is_nifti(source):
         yield image_in(source, spec, wanted)
         return
-    with opened_input(source) as files:
+    with opened_input(source) if isinstance(source, Path) else nullcontext(source) as files:
         found = scan_files(files, wanted.allow_gaps)
         selection = select_series(found, spec.modality, wanted.with_rules(spec.series_rules()))
         require_instances(selection.chosen, wanted.expect_instances)
-        yield FoundSeries(selection, found.skipped)
+        content = found.contents[origin_of(selection.chosen.instances[0])]
+        yield FoundSeries(selection, found.skipped, content)
 
 
 def grid_of(found: Found) -> AcquiredGrid:

@@ -21,7 +21,7 @@ from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.errors import InputError, OutputError, UcsegError
-from ucseg_runtime.inputs import found_in
+from ucseg_runtime.inputs import Source, found_in
 from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.nifti import require_nibabel
@@ -48,12 +48,14 @@ class SeriesJob:
     """One input and where its results go.
 
     Attributes:
-        source: Folder, DICOM file, DICOMDIR, zip archive or NIfTI file.
+        source: Folder, DICOM file, DICOMDIR, zip archive or NIfTI file; or files that were found before.
         folder: Folder for the results; made when missing.
+        wanted: Which series of it, and what that may lack.
     """
 
-    source: Path
+    source: Source
     folder: Path
+    wanted: InputOptions = WHATEVER_FITS
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,6 @@ def segment_neighbours(
     outputs: OutputOptions,
     report: Callable[[Outcome], None],
     progress: Progress | None = None,
-    wanted: InputOptions = WHATEVER_FITS,
 ) -> None:
     """Segment the one fitting series of each of many inputs; what is written is what `segment_series` writes.
 
@@ -107,7 +108,6 @@ def segment_neighbours(
         outputs: Which objects are written.
         report: Told of every job when it is done or has failed, in the order of the jobs.
         progress: Told after every batch how many tiles of the series in the network are done.
-        wanted: What the series of every input may lack.
 
     Raises:
         ValueError: There is a memory budget.
@@ -119,7 +119,7 @@ def segment_neighbours(
     if outputs.nifti:
         require_nibabel()
     with Worker() as reading, Worker() as writing:
-        reader = _Reader(reading, jobs, model.manifest, wanted, outputs)
+        reader = _Reader(reading, jobs, model.manifest, outputs)
         writer = _Writer(writing, inference, outputs, report)
         with _opened_once(model, inference) as opening:
             for ordinal, job in reader:
@@ -155,11 +155,10 @@ class _Reader:
         worker: Worker,
         jobs: Iterable[SeriesJob],
         manifest: Manifest,
-        wanted: InputOptions,
         outputs: OutputOptions,
     ) -> None:
         self._worker = worker
-        self._settings = manifest, wanted, outputs
+        self._settings = manifest, outputs
         self._upcoming = iter(enumerate(jobs, start=1))
         self._started: list[tuple[int, SeriesJob]] = []  # at most one
         self._start_next()
@@ -246,11 +245,11 @@ class _Writer:
             raise OutputError(message, hint="Run it again.") from death
 
 
-def _read(job: SeriesJob, manifest: Manifest, wanted: InputOptions, outputs: OutputOptions) -> ReadSeries:
+def _read(job: SeriesJob, manifest: Manifest, outputs: OutputOptions) -> ReadSeries:
     """All that comes before the network. Runs in a child."""
     check_outputs(job.folder, outputs)
     times = StageTimes()
     with ExitStack() as stack:
         with times.stage("scan"):
-            found = stack.enter_context(found_in(job.source, manifest, wanted))
+            found = stack.enter_context(found_in(job.source, manifest, job.wanted))
         return read_series(found, times)

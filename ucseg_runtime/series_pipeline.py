@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ucseg_runtime.backends.choice import choose
-from ucseg_runtime.backends.load import EngineLoad, engine_load
+from ucseg_runtime.backends.load import REMOTE_LOAD, engine_load
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.inputs import Found, found_in, grid_of
@@ -24,9 +24,6 @@ from ucseg_runtime.series_steps import (
     write_series,
 )
 from ucseg_runtime.slice_stack import straight_grid
-
-_NOTHING_HERE = EngineLoad(parallel_tiles=1, opened_mb=0.0, tile_mb=0.0, seconds_per_tile=None)
-"""What an engine takes of this machine's memory while a server computes."""
 
 
 def segment_series(
@@ -82,6 +79,6 @@ def _within_memory(found: Found, model: Model, inference: InferenceOptions, outp
     if not inference.max_memory_mb:
         return inference
     on_server = inference.server is not None
-    load = _NOTHING_HERE if on_server else engine_load(model, choose(model, inference), inference)
+    load = REMOTE_LOAD if on_server else engine_load(model, choose(model, inference), inference)
     plan = plan_run(straight_grid(grid_of(found)), model.manifest, outputs, load, inference.max_memory_mb)
     return replace(inference, most_parallel_tiles=plan.parallel_tiles)

@@ -20,7 +20,7 @@ from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.timed import TimedBackend
 from ucseg_runtime.backends.triton_volume import RemoteRun, segment_on_server
 from ucseg_runtime.config import InferenceOptions, OutputOptions
-from ucseg_runtime.dicom.reader import read_voxels, source_headers
+from ucseg_runtime.dicom.reader import files_sha256, read_voxels, source_headers
 from ucseg_runtime.dicom.source_study import source_key
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.inputs import Found, grid_of
@@ -99,12 +99,14 @@ class ReadSeries:
         found: What was read.
         volume: Its voxels.
         sources: Header of every slice; none of a NIfTI image.
+        input_sha256: Of the files of the series, see `files_sha256`; of the NIfTI file.
         times: Of the run so far.
     """
 
     found: Found
     volume: Volume
     sources: Sequence[Dataset]
+    input_sha256: str
     times: StageTimes
 
 
@@ -115,6 +117,7 @@ class InferredSeries:
     Attributes:
         found: What was segmented.
         sources: Header of every slice; none of a NIfTI image.
+        input_sha256: See `ReadSeries`.
         segmentation: On the straight grid that was segmented, with the uncertainty as it is stored.
         on_slices: The same on the slices as they were acquired; the same object where they lie on that grid.
         measurements: One per class.
@@ -127,6 +130,7 @@ class InferredSeries:
 
     found: Found
     sources: Sequence[Dataset]
+    input_sha256: str
     segmentation: Segmentation
     on_slices: Segmentation
     measurements: tuple[SegmentMeasurement, ...]
@@ -161,10 +165,10 @@ def read_series(found: Found, times: StageTimes) -> ReadSeries:
     """
     with times.stage("read"):
         if isinstance(found, NiftiImage):
-            return ReadSeries(found, read_image(found), (), times)
+            return ReadSeries(found, read_image(found), (), found.sha256, times)
         series = found.selection.chosen
         volume, notes = read_voxels(series)
-        return ReadSeries(found.with_notes(notes), volume, source_headers(series), times)
+        return ReadSeries(found.with_notes(notes), volume, source_headers(series), files_sha256(series), times)
 
 
 def infer_series(
@@ -202,6 +206,7 @@ def infer_series(
         return InferredSeries(
             found=read.found,
             sources=read.sources,
+            input_sha256=read.input_sha256,
             measurements=measurements,
             picture=picture,
             segmentation=straight,
@@ -313,6 +318,11 @@ def _write_dicom(staging: Staging, inferred: InferredSeries, outputs: OutputOpti
     write_sr(staging.path(REPORT), on_frames, inferred.measurements, sources, identity, seg, pmap)
 
 
+def settings_of(inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:
+    """What of the options decides which results there are and what they hold, as the record has it."""
+    return {"seg_type": outputs.seg_type, "nifti": outputs.nifti, "skip_air": inference.skip_air}
+
+
 def _record(inferred: InferredSeries, inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:
     """What proves that the series is done. No times, hosts or paths: equal runs write equal records."""
     return {
@@ -320,7 +330,7 @@ def _record(inferred: InferredSeries, inference: InferenceOptions, outputs: Outp
         **_origin(inferred),
         "notes": list(inferred.found.notes),
         "identity": asdict(inferred.identity),
-        "settings": {"seg_type": outputs.seg_type, "nifti": outputs.nifti, "skip_air": inference.skip_air},
+        "settings": settings_of(inference, outputs),
         "measurements": [asdict(item) for item in inferred.measurements],
     }
 
@@ -335,4 +345,5 @@ def _origin(inferred: InferredSeries) -> dict[str, object]:
         "study_uid": series.study_uid,
         "series_uid": series.series_uid,
         "source_sop_uids": [source_key(source) for source in inferred.sources],
+        "input": {"content": found.content, "files_sha256": inferred.input_sha256},
     }

@@ -44,6 +44,10 @@ class EngineLoad:
     seconds_per_tile: float | None
 
 
+REMOTE_LOAD = EngineLoad(parallel_tiles=1, opened_mb=0.0, tile_mb=0.0, seconds_per_tile=None)
+"""What an engine takes of this machine's memory while a server computes."""
+
+
 def engine_load(model: Model, chosen: Choice, options: InferenceOptions) -> EngineLoad:
     """Estimate what an engine takes; reads the graph, compiles nothing.
 

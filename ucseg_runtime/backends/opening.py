@@ -20,6 +20,22 @@ from ucseg_runtime.model_folder import Model
 from ucseg_runtime.segmentation import EngineInfo
 
 
+def engine_of(model: Model, options: InferenceOptions) -> EngineInfo:
+    """What `open_backend` would compute with on this machine.
+
+    Raises:
+        BackendUnavailableError: See `open_backend`.
+        EngineMismatchError: See `open_backend`.
+        AccuracyGateError: See `open_backend`.
+    """
+    return _engine_info(choose(model, options))
+
+
+def _engine_info(chosen: Choice) -> EngineInfo:
+    version = chosen.offer.version(chosen.engine.version)
+    return EngineInfo(chosen.name, version, chosen.precision, chosen.engine.device, chosen.proven)
+
+
 @contextmanager
 def open_backend(model: Model, options: InferenceOptions, *, staged: bool = False) -> Iterator[Backend]:
     """Open a model on an engine of this machine, for the length of a ``with`` block.
@@ -51,9 +67,7 @@ def open_backend(model: Model, options: InferenceOptions, *, staged: bool = Fals
     parallel = parallel_tiles(chosen, options, threads)
     settings = SessionSettings(chosen.precision, threads, parallel, options.cache_folder, options.gpu_memory_mb)
     sessions = {role: _session(chosen, model, role, artifact, settings) for role, artifact in graphs.items()}
-    version = chosen.offer.version(chosen.engine.version)
-    engine = EngineInfo(chosen.name, version, chosen.precision, chosen.engine.device, chosen.proven)
-    info = BackendInfo(engine, batch_atol=0.0, reason=chosen.reason, parallel_tiles=parallel)
+    info = BackendInfo(_engine_info(chosen), batch_atol=0.0, reason=chosen.reason, parallel_tiles=parallel)
     backend = LocalBackend(model.manifest, info, sessions)
     try:
         yield backend

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ucseg_runtime.cli.batch import batch
 from ucseg_runtime.cli.demo import demo
 from ucseg_runtime.cli.doctor import doctor
 from ucseg_runtime.cli.inspect_input import inspect
@@ -23,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # its tracebacks can print local variables, and those can hold patient data
 )
 app.command()(segment)
+app.command()(batch)
 app.command()(inspect)
 app.command()(plan)
 app.command()(models)

@@ -184,8 +184,8 @@ def _run_many_and_report(
         if not as_json:
             typer.echo(f"study {outcome.ordinal} of {len(sources)}: {_in_words(outcome)}", err=True)
 
-    jobs = (SeriesJob(source, out / str(number)) for number, source in enumerate(sources, start=1))
-    segment_neighbours(jobs, loaded, inference, outputs, report, wanted=wanted)
+    jobs = (SeriesJob(source, out / str(number), wanted) for number, source in enumerate(sources, start=1))
+    segment_neighbours(jobs, loaded, inference, outputs, report)
     if as_json:
         print_json([_outcome_as_json(outcome) for outcome in outcomes])
     else:

@@ -54,6 +54,23 @@ def find_files(root: Path, max_file_bytes: int = MAX_FILE_BYTES) -> tuple[FoundF
     Raises:
         InputError: The root does not exist or cannot be looked at.
     """
+    entries = list(entries_below(root))
+    base = root.resolve() if root.is_dir() else root.resolve().parent
+    return tuple(
+        found_file(path, ordinal, len(entries), status, str(path.relative_to(base)), max_file_bytes)
+        for ordinal, (path, status) in enumerate(entries, start=1)
+    )
+
+
+def entries_below(root: Path) -> Iterator[tuple[Path, os.stat_result | OSError]]:
+    """Every entry below `root` that is not a folder, or `root` itself when it is a file, with its status.
+
+    Args:
+        root: Folder or file. The root itself may be a link, because the caller chose it.
+
+    Raises:
+        InputError: The root does not exist or cannot be looked at.
+    """
     try:
         resolved = root.resolve(strict=True)
         top = os.lstat(resolved)
@@ -63,13 +80,10 @@ def find_files(root: Path, max_file_bytes: int = MAX_FILE_BYTES) -> tuple[FoundF
             hint="Check the path and your right to read it.",
             code=UNREADABLE_INPUT,
         ) from error
-    is_folder = stat.S_ISDIR(top.st_mode)
-    entries = list(_walk(resolved)) if is_folder else [(resolved, _entry_status(resolved))]
-    base = resolved if is_folder else resolved.parent
-    return tuple(
-        _found(path, ordinal, len(entries), status, str(path.relative_to(base)), max_file_bytes)
-        for ordinal, (path, status) in enumerate(entries, start=1)
-    )
+    if stat.S_ISDIR(top.st_mode):
+        yield from _walk(resolved)
+    else:
+        yield resolved, _entry_status(resolved)
 
 
 def _walk(folder: Path) -> Iterator[tuple[Path, os.stat_result | OSError]]:
@@ -99,9 +113,24 @@ def _entry_status(path: Path) -> os.stat_result | OSError:
         return error
 
 
-def _found(
-    path: Path, ordinal: int, total: int, status: os.stat_result | OSError, name: str, max_file_bytes: int
+def found_file(
+    path: Path,
+    ordinal: int,
+    total: int,
+    status: os.stat_result | OSError,
+    name: str,
+    max_file_bytes: int = MAX_FILE_BYTES,
 ) -> FoundFile:
+    """One entry, judged: only regular files of a bearable size may be opened.
+
+    Args:
+        path: Where it lies.
+        ordinal: Place in the scan, from 1.
+        total: Number of entries in the scan.
+        status: What the system says of it, or why it says nothing.
+        name: How people know it.
+        max_file_bytes: Larger files are refused.
+    """
     if isinstance(status, OSError):
         return FoundFile(path, ordinal, total, 0, 0, name, f"cannot be looked at ({_kind_of_failure(status)})")
     refusal = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from ucseg_runtime.dicom.decoding import DecodeLimits, DecoderProcess
 from ucseg_runtime.dicom.elements import UNREADABLE
 from ucseg_runtime.dicom.encapsulation import Item, codestream, fragments_of_frames
 from ucseg_runtime.dicom.functional_groups import PER_FRAME, SHARED, frame_header
-from ucseg_runtime.dicom.headers import open_unchanged, quiet_pydicom, read_whole_header
+from ucseg_runtime.dicom.headers import content_digest, open_unchanged, quiet_pydicom, read_whole_header
 from ucseg_runtime.dicom.instances import Instance, Series
 from ucseg_runtime.dicom.intensities import (
     StoredArray,
@@ -100,6 +101,19 @@ def source_headers(series: Series) -> list[Dataset]:
             header = of_file[instance.path]
             headers.append(frame_header(header, instance) if instance.frame else header)
     return headers
+
+
+def files_sha256(series: Series) -> str:
+    """SHA-256 over the SHA-256 of every file of a series, in the order of the slices, in hexadecimal.
+
+    Raises:
+        PixelDataError: A file cannot be read any more, or changed since the scan.
+    """
+    overall = hashlib.sha256()
+    for instance in {instance.path: instance for instance in series.instances}.values():
+        with _reading(instance), _opened(instance) as stream:
+            overall.update(bytes.fromhex(content_digest(stream, 0)))
+    return overall.hexdigest()
 
 
 def _source_header(series: Series, instance: Instance) -> Dataset:
@@ -201,15 +215,19 @@ def _read_codestream(instance: Instance, fragments: Sequence[Item]) -> bytes:
 def _open_at_pixels(instance: Instance) -> BufferedReader:
     if instance.pixels is None:
         raise PixelDataError(f"{instance.where} ends without pixel data.", hint="Transfer the series again.")
+    stream = _opened(instance)
+    stream.seek(instance.pixels.offset)
+    return stream
+
+
+def _opened(instance: Instance) -> BufferedReader:
     try:
-        stream = open_unchanged(instance)
+        return open_unchanged(instance)
     except OSError as error:
         raise PixelDataError(
             f"{instance.where} cannot be read any more ({type(error).__name__}).",
             hint="Keep the input unchanged while it is being segmented.",
         ) from error
-    stream.seek(instance.pixels.offset)
-    return stream
 
 
 def _bytes_of(plane: StoredArray) -> memoryview:

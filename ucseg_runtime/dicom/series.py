@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
+from ucseg_runtime.dicom.content import Origin, contents_of
 from ucseg_runtime.dicom.files import MAX_FILE_BYTES, FoundFile, find_files
 from ucseg_runtime.dicom.grouping import series_from_instances
 from ucseg_runtime.dicom.headers import RefusedFileError, quiet_pydicom, read_instances
@@ -44,10 +45,12 @@ class Scan:
     Attributes:
         series: At least one, in an order that depends on their content alone.
         skipped: Entries that were left out, by ordinal.
+        contents: Digest of what all readable files of a series hold, see `SeriesContent`.
     """
 
     series: tuple[Series, ...]
     skipped: tuple[SkippedFile, ...]
+    contents: Mapping[Origin, str] = field(default_factory=dict)
 
 
 def scan(input: Path, max_file_bytes: int = MAX_FILE_BYTES, allow_gaps: int = 0) -> Scan:
@@ -103,7 +106,7 @@ def scan_files(files: Sequence[FoundFile], allow_gaps: int = 0) -> Scan:
         len(skipped),
         perf_counter() - start,
     )
-    return Scan(series, tuple(skipped))
+    return Scan(series, tuple(skipped), contents_of(instances))
 
 
 def _skipped(found: FoundFile, refusal: RefusedFileError) -> SkippedFile:

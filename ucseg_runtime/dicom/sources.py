@@ -50,6 +50,12 @@ def opened_input(
         yield find_files(input, max_file_bytes)
 
 
+def is_archive(path: Path) -> bool:
+    """Whether a file is a zip archive, by its first bytes."""
+    start = _start_of(path)
+    return start[_PREFIX] != b"DICM" and start.startswith(_ZIP_STARTS)
+
+
 def _start_of(input: Path) -> bytes:
     """The first bytes of a regular file; none of anything else, which `find_files` judges."""
     try:

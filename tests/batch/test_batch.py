@@ -1,0 +1,261 @@
+"""A whole export: every fitting series once, failures alone, and nothing done twice."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.config import disable_value_validation
+from typer.testing import CliRunner, Result
+
+from tests.batch.exports import TINY, tree, write_export, write_mixed_export, write_model
+from tests.phantoms import PHI_CANARIES, edit_file
+from ucseg_runtime.batch.export_index import index_export
+from ucseg_runtime.batch.run import STATE_FOLDER
+from ucseg_runtime.cli.app import app
+from ucseg_runtime.publish import RECORD
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "phantom")
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_export(tmp_path_factory.mktemp("export"), 4, studies=2)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def batch(export: Path, out: Path, model: Path, *more: object) -> dict[str, object]:
+    result = run("batch", export, "--out", out, "--model", model, "--json", *more)
+    assert result.exit_code in {0, 7}, result.output
+    report: dict[str, object] = json.loads(result.stdout)
+    return report
+
+
+def records(out: Path) -> dict[str, int]:
+    """When each record was written."""
+    return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in out.rglob(RECORD)}
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_kind_of_series_has_its_outcome(tmp_path: Path, model: Path) -> None:
+    export = write_mixed_export(tmp_path / "canary export")
+
+    result = run("batch", export, "--out", tmp_path / "out", "--model", model)
+
+    assert result.exit_code == 7, result.output
+    summary, failures = (rows_of(tmp_path / "out" / name) for name in ("summary.csv", "failures.csv"))
+    assert len(summary) == 3, "one in two folders, one plain, one in the archive"
+    assert [(row["state"], row["code"]) for row in sorted(failures, key=lambda row: row["code"])] == [
+        ("failed", "UCSEG-E114"),
+        ("unsuitable", "UCSEG-E121"),
+    ]
+    assert all(float(row["class 1_ml"]) > 0 for row in summary)
+    said = (result.output + (tmp_path / "out" / "failures.csv").read_text()).lower()
+    names = " ".join(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")).lower()
+    assert not any(canary in text for canary in PHI_CANARIES for text in (said, names))
+
+
+def test_results_are_those_of_single_runs(tmp_path: Path, model: Path, export: Path) -> None:
+    report = batch(export, tmp_path / "out", model)
+
+    series = report["series"]
+    assert isinstance(series, list)
+    assert [item["state"] for item in series] == ["segmented"] * 4
+    alone = run(
+        "segment", export, "--series", series[2]["series_uid"], "--out", tmp_path / "alone", "--model", model, "--json"
+    )
+    assert alone.exit_code == 0, alone.output
+    folder = tmp_path / "out" / series[2]["folder"]
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+
+
+def test_second_run_does_nothing(tmp_path: Path, model: Path, export: Path) -> None:
+    batch(export, tmp_path / "out", model)
+    before, content = records(tmp_path / "out"), tree(tmp_path / "out")
+
+    report = batch(export, tmp_path / "out", model)
+
+    assert report["counts"] == {"done": 4}
+    assert (records(tmp_path / "out"), tree(tmp_path / "out")) == (before, content)
+    assert len(rows_of(tmp_path / "out" / "summary.csv")) == 4, "the tables are whole again"
+
+
+def damage_result(out: Path) -> None:
+    path = next(out.rglob("segmentation.dcm"))
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+
+
+def lose_result(out: Path) -> None:
+    next(out.rglob("uncertainty.dcm")).unlink()
+
+
+def lose_record(out: Path) -> None:
+    next(out.rglob(RECORD)).unlink()
+
+
+def break_record(out: Path) -> None:
+    next(out.rglob(RECORD)).write_text("{")
+
+
+@pytest.mark.parametrize("harm", [damage_result, lose_result, lose_record, break_record])
+def test_what_is_damaged_or_lost_is_done_again(tmp_path: Path, model: Path, export: Path, harm: object) -> None:
+    batch(export, tmp_path / "out", model)
+    content = tree(tmp_path / "out")
+    harm(tmp_path / "out")  # type: ignore[operator]
+
+    report = batch(export, tmp_path / "out", model)
+
+    assert report["counts"] == {"done": 3, "segmented": 1} or report["counts"] == {"segmented": 1, "done": 3}
+    assert tree(tmp_path / "out") == content
+
+
+@pytest.mark.parametrize(
+    ("option", "segmented"), [(("--redo",), 4), (("--seg-type", "labelmap"), 4), (("--engine", "onnxruntime"), 4)]
+)
+def test_other_settings_and_engines_are_other_results(
+    tmp_path: Path, model: Path, export: Path, option: tuple[str, ...], segmented: int
+) -> None:
+    batch(export, tmp_path / "out", model, "--engine", "openvino")
+
+    engine = () if "--engine" in option else ("--engine", "openvino")
+    assert batch(export, tmp_path / "out", model, *engine, *option)["counts"] == {"segmented": segmented}
+
+
+def test_series_that_grew_is_done_again(tmp_path: Path, model: Path) -> None:
+    export = write_export(tmp_path / "in", 2)
+    last = sorted((export).rglob("*.dcm"))[-1]
+    content = last.read_bytes()
+    last.unlink()
+    assert batch(export, tmp_path / "out", model)["counts"] == {"segmented": 2}
+    last.write_bytes(content)
+
+    report = batch(export, tmp_path / "out", model)
+
+    assert report["counts"] == {"done": 1, "segmented": 1} or report["counts"] == {"segmented": 1, "done": 1}
+
+
+def test_shards_share_the_series_without_rest(tmp_path: Path, model: Path, export: Path) -> None:
+    for index in (1, 2, 3):
+        batch(export, tmp_path / "parts", model, "--shard", f"{index}/3")
+    batch(export, tmp_path / "whole", model)
+
+    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+    shares = [rows_of(path) for path in (tmp_path / "parts").glob("summary-*-of-3.csv")]
+    assert sorted(row["series"] for share in shares for row in share) == [
+        row["series"] for row in sorted(rows_of(tmp_path / "whole" / "summary.csv"), key=lambda row: row["series"])
+    ]
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "1/0"])
+def test_impossible_shards_are_refused(tmp_path: Path, export: Path, shard: str) -> None:
+    assert run("batch", export, "--out", tmp_path, "--shard", shard).exit_code == 2
+
+
+def test_folders_can_be_called_by_uid(tmp_path: Path, model: Path) -> None:
+    export = write_export(tmp_path / "in", 1)
+    (source, *_) = export.rglob("*.dcm")
+    header = pydicom.dcmread(source, stop_before_pixels=True)
+
+    batch(export, tmp_path / "out", model, "--names", "uid")
+
+    assert (tmp_path / "out" / header.StudyInstanceUID / header.SeriesInstanceUID / RECORD).is_file()
+
+
+def test_uid_that_is_none_never_becomes_a_path(tmp_path: Path, model: Path) -> None:
+    export = write_export(tmp_path / "in", 1)
+    with disable_value_validation():
+        for path in export.rglob("*.dcm"):
+            edit_file(path, lambda dataset: setattr(dataset, "SeriesInstanceUID", ".."))
+
+    report = batch(export, tmp_path / "out", model, "--names", "uid")
+
+    assert report["counts"] == {"segmented": 1}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    assert all(len(Path(name).parts) == 3 for name in records(tmp_path / "out"))
+
+
+def test_dry_run_says_what_would_run_and_writes_nothing(tmp_path: Path, model: Path) -> None:
+    export = write_mixed_export(tmp_path / "in")
+
+    report = batch(export, tmp_path / "out", model, "--dry-run")
+
+    series = report["series"]
+    assert isinstance(series, list)
+    assert sorted(item["state"] for item in series) == ["bad", "run", "run", "run", "unsuitable"]
+    assert report["to_run"] == 3
+    assert all(item["seconds"] > 0 and item["megabytes"] > 0 for item in series if item["state"] == "run")
+    assert not (tmp_path / "out").exists()
+
+
+def test_young_series_are_left_for_the_next_run(tmp_path: Path, model: Path) -> None:
+    export = write_export(tmp_path / "in", 2)
+    old = time.time() - 3600
+    for path in (export / "canary^patient 0").rglob("*.dcm"):
+        os.utime(path, (old, old))
+
+    report = batch(export, tmp_path / "out", model, "--settle", 600)
+
+    assert report["counts"] in ({"segmented": 1, "unsettled": 1}, {"unsettled": 1, "segmented": 1})
+
+
+def test_leases_of_others_are_waited_for(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = write_export(tmp_path / "in", 2)
+    batch(export, tmp_path / "first", model)
+    folder = tmp_path / "out" / STATE_FOLDER / "leases"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("ucseg_runtime.batch.run._PAUSE_S", 0.1)
+    from ucseg_runtime.batch.places import Places
+    from ucseg_runtime.dicom.uids import site_secret
+
+    index = index_export(export)
+    key = Places(tmp_path, "pseudonym", site_secret()).key_of(index.series[0])
+    (folder / f"{key}.lease").write_text('{"machine": "elsewhere", "process": "1 1", "token": "t"}')
+
+    report = batch(export, tmp_path / "out", model, "--lease", 1)
+
+    assert report["counts"] == {"segmented": 2}
+    assert list(folder.iterdir()) == []
+    assert tree(tmp_path / "out") == tree(tmp_path / "first")
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["missing", "empty"])
+def test_export_without_files_is_refused(tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "canary").mkdir()
+
+    result = run("batch", tmp_path / "canary", "--out", tmp_path / "out")
+
+    assert result.exit_code == 3
+    assert "canary" not in result.output
+
+
+def test_index_takes_the_archive_for_a_copy_of_plain_files(tmp_path: Path) -> None:
+    import zipfile
+
+    from tests.phantoms import write_ct_series
+
+    files = write_ct_series(tmp_path / "plain", TINY)
+    with zipfile.ZipFile(tmp_path / "copy.zip", "w") as archive:
+        for path in files:
+            archive.write(path, path.name)
+
+    index = index_export(tmp_path)
+
+    assert [series.archive for series in index.series] == [-1]
+    assert index.skipped["UCSEG-E112", "holds a series that lies elsewhere in the export too"] == 1

@@ -1,0 +1,269 @@
+"""Every series of an export that fits the model, segmented once; what is done already is left alone."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from ucseg_runtime.backends.opening import engine_of
+from ucseg_runtime.batch.export_index import ExportIndex, ExportSeries
+from ucseg_runtime.batch.leases import Leases, held_leases
+from ucseg_runtime.batch.ledger import Expected, why_not_done
+from ucseg_runtime.batch.places import Naming, Places
+from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.dicom.uids import site_secret
+from ucseg_runtime.errors import OutputError, SeriesSelectionError, UcsegError
+from ucseg_runtime.model_folder import Model
+from ucseg_runtime.neighbours import Outcome, Refused, SeriesJob, segment_neighbours
+from ucseg_runtime.series_steps import run_identity, settings_of
+
+STATE_FOLDER = ".ucseg-batch"
+
+_PAUSE_S = 2.0
+"""Between two looks at series that other runners work on."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Every `count`-th series, by a digest of its UIDs: shard `index` of 1 … `count`."""
+
+    index: int = 1
+    count: int = 1
+
+    def holds(self, key: str) -> bool:
+        """Whether the series with this key belongs to it."""
+        return int(key, 16) % self.count == self.index - 1
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """What a caller may choose of a batch.
+
+    Attributes:
+        naming: How folders of results are called.
+        shard: Which series are this runner's.
+        redo: Whether series that are done are segmented again.
+        settle_s: Series with a file younger than this are left for the next run, in seconds.
+        lease_s: How long the lease of a runner on another machine counts after its last sign of life, in seconds.
+        wanted: What the caller insists on for every series, and allows.
+    """
+
+    naming: Naming = "pseudonym"
+    shard: Shard = Shard()
+    redo: bool = False
+    settle_s: float = 0.0
+    lease_s: float = 300.0
+    wanted: InputOptions = WHATEVER_FITS
+
+
+State: TypeAlias = Literal["done", "segmented", "unsuitable", "failed", "unsettled"]
+
+
+@dataclass(frozen=True)
+class SeriesOutcome:
+    """What became of one series.
+
+    Attributes:
+        series: Which one.
+        folder: Where its results are or would be.
+        state: ``done``: by an earlier run or another runner; ``segmented``: now; ``unsuitable``: it does not fit the
+            model; ``failed``: it should have worked; ``unsettled``: it may still be growing.
+        code: Stable identifier of why not; empty where there are results.
+        reason: For people.
+    """
+
+    series: ExportSeries
+    folder: Path
+    state: State
+    code: str = ""
+    reason: str = ""
+
+
+Report: TypeAlias = Callable[[SeriesOutcome], None]
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which series of an export are this runner's, and where their results belong.
+
+    Attributes:
+        index: The export.
+        series: Those of the model's modality in the shard, in the order of the index.
+        unsuitable: The others of the shard, with the reason.
+        places: Where results belong.
+        expected: What records must say, the input left out.
+    """
+
+    index: ExportIndex
+    series: tuple[ExportSeries, ...]
+    unsuitable: tuple[SeriesOutcome, ...]
+    places: Places
+    expected: Mapping[str, object] = field(repr=False)
+
+    def why_not_done(self, series: ExportSeries) -> str:
+        """Why a series has to be segmented; empty where it is done."""
+        return why_not_done(self.places.folder_of(series), Expected(self.expected, series.content))
+
+
+def plan_batch(
+    index: ExportIndex,
+    out: Path,
+    model: Model,
+    inference: InferenceOptions,
+    outputs: OutputOptions,
+    options: BatchOptions,
+) -> BatchPlan:
+    """Say which series of an export are this runner's.
+
+    Raises:
+        ModelError: No engine may serve the model.
+        BackendError: The engine that was asked for cannot be had.
+    """
+    places = Places(out, options.naming, site_secret())
+    own = [series for series in index.series if options.shard.holds(places.key_of(series))]
+    modality = model.manifest.modality
+    unsuitable = tuple(
+        SeriesOutcome(
+            series,
+            places.folder_of(series),
+            "unsuitable",
+            "UCSEG-E121",
+            f"The modality is {series.modality or 'missing'} (the model needs {modality}).",
+        )
+        for series in own
+        if series.modality != modality
+    )
+    fitting = tuple(series for series in own if series.modality == modality)
+    return BatchPlan(index, fitting, unsuitable, places, _expected(model, inference, outputs))
+
+
+def run_batch(
+    plan: BatchPlan,
+    model: Model,
+    inference: InferenceOptions,
+    outputs: OutputOptions,
+    options: BatchOptions,
+    report: Report,
+) -> None:
+    """Segment what is not done yet. One series that fails never stops the others; a full disk stops all.
+
+    Any number of runners may work on the same folder of results, on any number of machines.
+
+    Args:
+        plan: Which series.
+        model: Verified model folder.
+        inference: Engine, precision, threads, server.
+        outputs: Which objects are written.
+        options: What the caller chose.
+        report: Told of every series once, when it is known what became of it.
+
+    Raises:
+        OutputError: Results cannot be written at all.
+        ModelError: The engine cannot be used for the model.
+        BackendError: It cannot be opened, or the server is gone.
+    """
+    for outcome in plan.unsuitable:
+        report(outcome)
+    with held_leases(plan.places.out / STATE_FOLDER / "leases", options.lease_s) as leases:
+        jobs = _Jobs(plan, options, leases, report)
+        first = next(iter(jobs), None)
+        if first is None:
+            return
+        # The batch itself decides what may be replaced.
+        segment_neighbours(
+            itertools.chain([first], jobs), model, inference, replace(outputs, overwrite=True), jobs.finished
+        )
+
+
+class _Jobs:
+    """Hands out the series that are to be done, each under a lease, and takes back what became of them."""
+
+    def __init__(self, plan: BatchPlan, options: BatchOptions, leases: Leases, report: Report) -> None:
+        self._plan = plan
+        self._options = options
+        self._leases = leases
+        self._report = report
+        self._started: dict[int, ExportSeries] = {}
+        self._jobs = self._hand_out()
+
+    def __iter__(self) -> Iterator[SeriesJob]:
+        return self._jobs
+
+    def finished(self, outcome: Outcome) -> None:
+        """A job is done or has failed.
+
+        Raises:
+            OutputError: Nothing can be written any more.
+        """
+        series = self._started.pop(outcome.ordinal)
+        self._leases.release(self._plan.places.key_of(series))
+        if not isinstance(outcome, Refused):
+            self._tell(series, "segmented")
+            return
+        error = outcome.error
+        unsuitable = isinstance(error, SeriesSelectionError)
+        self._tell(series, "unsuitable" if unsuitable else "failed", error)
+        if isinstance(error, OutputError) and error.code == "UCSEG-E150":
+            raise error
+
+    def _hand_out(self) -> Iterator[SeriesJob]:
+        """All series once, then again and again those that other runners had."""
+        ordinal = 0
+        waiting: Sequence[ExportSeries] = self._plan.series
+        while waiting:
+            of_others = []
+            for series in waiting:
+                state = self._state_of(series)
+                if state is None:
+                    ordinal += 1
+                    self._started[ordinal] = series
+                    yield self._job(series)
+                elif state == "leased":
+                    of_others.append(series)
+                else:
+                    self._tell(series, state)
+            waiting = of_others
+            if waiting:
+                time.sleep(_PAUSE_S)
+
+    def _state_of(self, series: ExportSeries) -> State | Literal["leased"] | None:
+        """Why a series is not to be segmented now; None where it is, and its lease is taken."""
+        age_s = time.time() - self._plan.index.newest_ns(series) / 1e9
+        if 0 <= age_s < self._options.settle_s:
+            return "unsettled"
+        if not self._options.redo and not self._plan.why_not_done(series):
+            return "done"
+        key = self._plan.places.key_of(series)
+        if not self._leases.claim(key):
+            return "leased"
+        if not self._options.redo and not self._plan.why_not_done(series):  # another runner was just done with it
+            self._leases.release(key)
+            return "done"
+        return None
+
+    def _job(self, series: ExportSeries) -> SeriesJob:
+        wanted = self._options.wanted
+        if series.series_uid:
+            wanted = replace(wanted, series_uid=series.series_uid)
+        return SeriesJob(self._plan.index.source_of(series), self._plan.places.folder_of(series), wanted)
+
+    def _tell(self, series: ExportSeries, state: State, error: UcsegError | None = None) -> None:
+        code, reason = (error.code, str(error)) if error is not None else ("", "")
+        self._report(SeriesOutcome(series, self._plan.places.folder_of(series), state, code, reason))
+
+
+def _expected(model: Model, inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:
+    """What the record of a finished series says of the run; of a server's engine nothing is known beforehand."""
+    settings = settings_of(inference, outputs)
+    if inference.server is not None:
+        manifest = model.manifest
+        known = {"model_name": manifest.name, "model_version": manifest.version, "model_digest": model.digest}
+        return {"identity": known, "settings": settings}
+    return {
+        "identity": asdict(run_identity(model, engine_of(model, inference), inference, outputs)),
+        "settings": settings,
+    }

@@ -1,0 +1,112 @@
+"""What a batch found, as tables: one row for each series."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ucseg_runtime.batch.places import Places
+from ucseg_runtime.batch.run import SeriesOutcome
+from ucseg_runtime.errors import BackendUnavailableError
+from ucseg_runtime.manifest import SegmentClass
+from ucseg_runtime.publish import RECORD
+
+SUMMARY, FAILURES, PARQUET = "summary.csv", "failures.csv", "summary.parquet"
+
+Row = Mapping[str, object]
+
+
+def summary_rows(outcomes: Iterable[SeriesOutcome], places: Places, classes: Sequence[SegmentClass]) -> list[Row]:
+    """One row for each series with results, from its record; in the order of the folders."""
+    rows = []
+    for outcome in outcomes:
+        if outcome.state not in {"done", "segmented"}:
+            continue
+        record = json.loads((outcome.folder / RECORD).read_text(encoding="utf-8"))
+        measured = {item["label"]: item for item in record["measurements"]}
+        row: dict[str, object] = {
+            "study": places.study_name(outcome.series),
+            "series": places.series_name(outcome.series),
+            "slices": len(record["source_sop_uids"]),
+            "notes": " ".join(record["notes"]),
+        }
+        for item in classes:
+            row[f"{item.name}_ml"] = measured[item.label]["volume_ml"]
+            row[f"{item.name}_uncertainty"] = measured[item.label]["mean_uncertainty"]
+        rows.append(row)
+    return sorted(rows, key=lambda row: (row["study"], row["series"]))
+
+
+def failure_rows(outcomes: Iterable[SeriesOutcome], places: Places) -> list[Row]:
+    """One row for each series without results, with code and reason."""
+    rows: list[Row] = [
+        {
+            "study": places.study_name(outcome.series),
+            "series": places.series_name(outcome.series),
+            "state": outcome.state,
+            "code": outcome.code,
+            "reason": outcome.reason,
+        }
+        for outcome in outcomes
+        if outcome.state not in {"done", "segmented"}
+    ]
+    return sorted(rows, key=lambda row: (row["study"], row["series"]))
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Sequence[Row]) -> None:
+    """Write a table beside its place and rename it, so that nobody reads half of one.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    text = io.StringIO()
+    table = csv.DictWriter(text, header, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    _replace(path, text.getvalue().encode())
+
+
+def write_parquet(path: Path, rows: Sequence[Row]) -> None:
+    """The summary as a Parquet file.
+
+    Raises:
+        BackendUnavailableError: pyarrow is not installed.
+        OSError: It cannot be written.
+    """
+    arrow, parquet = require_pyarrow()
+    sink = arrow.BufferOutputStream()
+    parquet.write_table(arrow.Table.from_pylist(list(rows)), sink)
+    _replace(path, sink.getvalue().to_pybytes())
+
+
+def require_pyarrow() -> tuple[Any, Any]:  # Any: pyarrow has no types
+    """The package that writes Parquet.
+
+    Raises:
+        BackendUnavailableError: It is not installed.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise BackendUnavailableError("Writing Parquet needs pyarrow:", hint="pip install pyarrow.") from error
+    return pyarrow, parquet
+
+
+def _replace(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        with draft.open("xb") as file:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

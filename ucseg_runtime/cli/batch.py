@@ -1,0 +1,247 @@
+"""``ucseg batch``."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ucseg_runtime.cli.options import (
+    AllowGapsOption,
+    DeviceOption,
+    GateOption,
+    JsonOption,
+    ModelOption,
+    ModeOption,
+    NiftiOption,
+    OutOption,
+    PrecisionOption,
+    SegTypeOption,
+    SkipAirOption,
+    ThreadsOption,
+)
+from ucseg_runtime.cli.reporting import print_json, print_table, reported
+from ucseg_runtime.cli.server_options import (
+    EngineOrServerOption,
+    ServerArguments,
+    SharedMemoryOption,
+    TimeoutOption,
+    TlsAuthoritiesOption,
+    TlsCertificateOption,
+    TlsKeyOption,
+    TokenFileOption,
+    TritonModeOption,
+    UrlOption,
+    split_engine,
+)
+from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.errors import EXIT_SOME_FAILED
+from ucseg_runtime.server_options import TlsFiles
+
+if TYPE_CHECKING:
+    from ucseg_runtime.batch.forecast import Forecast
+    from ucseg_runtime.batch.run import BatchPlan, SeriesOutcome, Shard
+    from ucseg_runtime.manifest import SegmentClass
+
+ExportArgument = Annotated[Path, typer.Argument(help="Folder of the export, or one zip archive.", show_default=False)]
+NamingOption = Annotated[
+    Literal["pseudonym", "uid"], typer.Option("--names", help="How folders of results are called.")
+]
+ShardOption = Annotated[
+    str, typer.Option("--shard", help="i/n: every n-th series, beginning with the i-th; for runners side by side.")
+]
+RedoOption = Annotated[bool, typer.Option("--redo", help="Segment again what is done.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would run, how long and how large; do nothing.")
+]
+SettleOption = Annotated[
+    float, typer.Option("--settle", min=0.0, help="Leave series alone that changed less than this many seconds ago.")
+]
+LeaseOption = Annotated[
+    float, typer.Option("--lease", min=1.0, help="Seconds after which a silent runner elsewhere counts as gone.")
+]
+ParquetOption = Annotated[bool, typer.Option("--parquet", help="Write summary.parquet too (needs pyarrow).")]
+
+
+def batch(
+    export: ExportArgument,
+    out: OutOption,
+    model: ModelOption = None,
+    names: NamingOption = "pseudonym",
+    shard: ShardOption = "1/1",
+    dry_run: DryRunOption = False,
+    redo: RedoOption = False,
+    settle: SettleOption = 0.0,
+    lease: LeaseOption = 300.0,
+    parquet: ParquetOption = False,
+    engine: EngineOrServerOption = "auto",
+    precision: PrecisionOption = "auto",
+    gate: GateOption = True,
+    seg_type: SegTypeOption = "binary",
+    nifti: NiftiOption = False,
+    allow_gaps: AllowGapsOption = 0,
+    threads: ThreadsOption = 0,
+    skip_air: SkipAirOption = True,
+    mode: ModeOption = "auto",
+    device: DeviceOption = 0,
+    url: UrlOption = None,
+    triton_mode: TritonModeOption = "tile",
+    timeout: TimeoutOption = 0.0,
+    shared_memory: SharedMemoryOption = False,
+    tls_ca: TlsAuthoritiesOption = None,
+    tls_cert: TlsCertificateOption = None,
+    tls_key: TlsKeyOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Segment every series of an export that fits the model; run again, and only what is missing or changed is done.
+
+    Exit code 7 says that some series failed; they are in failures.csv, and the next run tries them again.
+    """
+    with reported(as_json):
+        from ucseg_runtime.batch.export_index import index_export
+        from ucseg_runtime.batch.forecast import forecast
+        from ucseg_runtime.batch.run import BatchOptions, plan_batch, run_batch
+        from ucseg_runtime.batch.summary import require_pyarrow
+        from ucseg_runtime.model_folder import default_model_folder, load_model
+
+        tls = TlsFiles(tls_ca, tls_cert, tls_key)
+        local, server = split_engine(
+            engine, ServerArguments(url or [], triton_mode, timeout, shared_memory, tls, token_file)
+        )
+        inference = InferenceOptions(
+            engine=local,
+            precision=precision,
+            gate=gate,
+            threads=threads,
+            device=device,
+            skip_air=skip_air,
+            mode=mode,
+            server=server,
+        )
+        outputs = OutputOptions(seg_type=seg_type, nifti=nifti)
+        options = BatchOptions(names, _shard(shard), redo, settle, lease, InputOptions(allow_gaps=allow_gaps))
+        if parquet:
+            require_pyarrow()
+        loaded = load_model(model or default_model_folder())
+        progress = _Progress(quiet=as_json)
+        plan = plan_batch(index_export(export, progress.indexed), out, loaded, inference, outputs, options)
+        if dry_run:
+            _show_forecast(forecast(plan, loaded, inference, outputs, options), as_json)
+            return
+        progress.begin(plan)
+        outcomes: list[SeriesOutcome] = []
+
+        def report(outcome: SeriesOutcome) -> None:
+            outcomes.append(outcome)
+            progress.told(outcome)
+
+        try:
+            run_batch(plan, loaded, inference, outputs, options, report)
+        finally:
+            if outcomes:
+                _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard, parquet=parquet)
+        _show_outcomes(outcomes, out, as_json)
+        if any(outcome.state == "failed" for outcome in outcomes):
+            raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _shard(text: str) -> Shard:
+    from ucseg_runtime.batch.run import Shard
+
+    index, separator, count = text.partition("/")
+    if separator and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count):
+        return Shard(int(index), int(count))
+    raise typer.BadParameter("--shard must be i/n with 1 <= i <= n, such as 2/8.")
+
+
+class _Progress:
+    """Lines on standard error: what was indexed, then one for each series, with rate and time left."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._series = self._told = self._segmented = 0
+        self._begun = time.monotonic()
+
+    def indexed(self, files: int) -> None:
+        """So many files were looked at."""
+        if files % 10_000 == 1 and files > 1:
+            self._say(f"looked at {files - 1} files")
+
+    def begin(self, plan: BatchPlan) -> None:
+        """The plan is made."""
+        self._series = len(plan.series) + len(plan.unsuitable)
+        self._begun = time.monotonic()
+        self._say(f"{len(plan.index.names)} files, {self._series} series, {len(plan.series)} of the model's modality")
+
+    def told(self, outcome: SeriesOutcome) -> None:
+        """It is known what became of a series."""
+        self._told += 1
+        if outcome.state == "done":
+            return
+        self._segmented += outcome.state == "segmented"
+        line = f"series {self._told} of {self._series}: {outcome.state}"
+        if outcome.reason:
+            line += f": {outcome.code} {outcome.reason}"
+        if self._segmented:
+            each = (time.monotonic() - self._begun) / self._segmented
+            left = each * (self._series - self._told)
+            line += f" ({3600.0 / each:.0f} series/h, at most {left / 60.0:.0f} min left)"
+        self._say(line)
+
+    def _say(self, line: str) -> None:
+        if not self._quiet:
+            typer.echo(line, err=True)
+
+
+def _write_tables(
+    plan: BatchPlan, outcomes: list[SeriesOutcome], classes: tuple[SegmentClass, ...], *, shard: str, parquet: bool
+) -> None:
+    """The tables of this runner: with several side by side, each has its own."""
+    from ucseg_runtime.batch.summary import FAILURES, SUMMARY, failure_rows, summary_rows, write_csv, write_parquet
+
+    suffix = "" if shard == "1/1" else f"-{shard.replace('/', '-of-')}"
+    summary = summary_rows(outcomes, plan.places, classes)
+    if summary:
+        write_csv(plan.places.out / SUMMARY.replace(".", f"{suffix}."), list(summary[0]), summary)
+        if parquet:
+            write_parquet(plan.places.out / f"summary{suffix}.parquet", summary)
+    failures = failure_rows(outcomes, plan.places)
+    write_csv(
+        plan.places.out / FAILURES.replace(".", f"{suffix}."), ("study", "series", "state", "code", "reason"), failures
+    )
+
+
+def _show_outcomes(outcomes: list[SeriesOutcome], out: Path, as_json: bool) -> None:
+    counts = Counter(outcome.state for outcome in outcomes)
+    if as_json:
+        rows = [
+            {
+                "series_uid": outcome.series.series_uid,
+                "state": outcome.state,
+                "folder": str(outcome.folder.relative_to(out)),
+                "code": outcome.code,
+                "reason": outcome.reason,
+            }
+            for outcome in outcomes
+        ]
+        print_json({"counts": {str(state): count for state, count in counts.items()}, "series": rows})
+        return
+    print_table(f"results in {out}", ("series", "number"), [(state, str(count)) for state, count in counts.items()])
+
+
+def _show_forecast(found: Forecast, as_json: bool) -> None:
+    if as_json:
+        print_json(found.as_json())
+        return
+    rows = [
+        (item.name, item.state, f"{item.seconds:.0f}", f"{item.megabytes:.0f}", item.reason) for item in found.series
+    ]
+    print_table("what would run", ("series", "state", "s", "MB", "why"), rows)
+    typer.echo(
+        f"{found.to_run} of {len(found.series)} series, about {found.seconds / 60.0:.0f} min one after the other, "
+        f"at most {found.megabytes:.0f} MB."
+    )
