@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -103,8 +102,8 @@ def unpack_npm_package(package: str, archive: str, sha256: str) -> Path:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != sha256:
             raise ValueError(f"the archive of {package} has SHA-256 {found[:12]}…, expected {sha256[:12]}…")
-        with tarfile.open(staging / archive) as content:
-            content.extractall(staging, [item for item in content if not item.name.endswith(".map")], filter="data")
+        unpack = ["tar", "--extract", "--file", staging / archive, "--directory", staging, "--exclude=*.map"]
+        subprocess.run(unpack, check=True)
         (staging / "package").rename(target)
     return target
 
@@ -127,8 +126,9 @@ def _unpacked_debian_packages() -> Path:
         }
         apt_get = ["apt-get", "--quiet", *(f"--option={name}={value}" for name, value in settings.items())]
         wanted = " ".join(DEBIAN_PACKAGES)
-        _fetch("Debian's package lists", [*apt_get, "update"])
-        _fetch(wanted, [*apt_get, "install", "--yes", "--download-only", "--no-install-recommends", *DEBIAN_PACKAGES])
+        said = _fetch("Debian's package lists", [*apt_get, "update"])  # succeeds although a mirror is out of reach
+        install = [*apt_get, "install", "--yes", "--download-only", "--no-install-recommends", *DEBIAN_PACKAGES]
+        _fetch(wanted, install, said)
         for archive in sorted(archives.glob("*.deb")):
             subprocess.run(["dpkg-deb", "--extract", archive, staging / "root"], check=True)  # noqa: S607
         (staging / "root").rename(target)
@@ -143,7 +143,8 @@ def _staging(target: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _fetch(what: str, command: Sequence[str]) -> None:
+def _fetch(what: str, command: Sequence[str], before: str = "") -> str:
+    """Run a command and return its messages; those of `before` are repeated when it fails."""
     try:
         finished = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=FETCH_TIMEOUT_S
@@ -151,5 +152,6 @@ def _fetch(what: str, command: Sequence[str]) -> None:
     except (FileNotFoundError, subprocess.TimeoutExpired) as error:
         raise ProgramsUnreachableError(f"{what}: {error}") from error
     if finished.returncode != 0:
-        said = [line for line in finished.stderr.splitlines() if line.strip()]
-        raise ProgramsUnreachableError(f"{command[0]} could not fetch {what}: {' | '.join(said[-3:])}")
+        said = [line for line in (before + finished.stderr).splitlines() if line.strip() and "unsandboxed" not in line]
+        raise ProgramsUnreachableError(f"{command[0]} could not fetch {what}: {' | '.join([*said[:1], *said[-1:]])}")
+    return finished.stderr
