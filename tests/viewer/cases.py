@@ -88,9 +88,9 @@ class Case:
 
     @property
     def slices(self) -> tuple[int, int, int]:
-        """z indices of those that are looked at."""
-        slices = self.phantom.shape[0]
-        return slices // 4, slices // 2, (3 * slices) // 4
+        """z indices of the first, the middle and the last slice in which the phantom shows two organs or more."""
+        telling = [z for z, plane in enumerate(self.phantom.labels) if len(np.unique(plane)) >= 3]
+        return telling[0], telling[len(telling) // 2], telling[-1]
 
     def write(self, folder: Path) -> list[Path]:
         """Write the series and its segmentation below `folder`; the segmentation is the last one."""

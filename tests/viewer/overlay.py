@@ -56,12 +56,12 @@ class Comparison:
     @property
     def worst_iou(self) -> float:
         """The least of them all."""
-        return min(self.iou, *(item.iou for item in self.segments.values()))
+        return min([self.iou, *(item.iou for item in self.segments.values())])
 
     @property
     def worst_colour_error(self) -> float:
         """The largest over the segments."""
-        return max(item.colour_error for item in self.segments.values())
+        return max((item.colour_error for item in self.segments.values()), default=0.0)
 
 
 def fitted(plane: Labels, pixel_spacing_mm: Sequence[float], canvas: tuple[int, int]) -> Labels:
@@ -90,7 +90,7 @@ def compare(picture: Picture, expected: Labels, classes: Sequence[SegmentClass])
 
     Args:
         picture: RGB, shape (height, width, 3).
-        expected: Label under each pixel, shape (height, width); holds at least one.
+        expected: Label under each pixel, shape (height, width).
         classes: With their colours.
     """
     drawn = _drawn_labels(picture, classes)
@@ -153,4 +153,5 @@ def _colour_error(pixels: Picture, colour_rgb: Sequence[int]) -> float:
 
 
 def _iou(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> float:
-    return float((first & second).sum() / max(int((first | second).sum()), 1))
+    union = int((first | second).sum())
+    return float((first & second).sum() / union) if union else 1.0

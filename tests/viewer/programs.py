@@ -102,7 +102,7 @@ def unpack_npm_package(package: str, archive: str, sha256: str) -> Path:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != sha256:
             raise ValueError(f"the archive of {package} has SHA-256 {found[:12]}…, expected {sha256[:12]}…")
-        unpack = ["tar", "--extract", "--file", staging / archive, "--directory", staging, "--exclude=*.map"]
+        unpack = ["tar", "--extract", f"--file={staging / archive}", f"--directory={staging}", "--exclude=*.map"]
         subprocess.run(unpack, check=True)
         (staging / "package").rename(target)
     return target

@@ -82,6 +82,13 @@ def test_empty_picture_is_not_as_expected() -> None:
     assert not is_as_expected(shown)
 
 
+def test_empty_slice_is_as_expected_when_nothing_is_drawn() -> None:
+    nothing = np.zeros(CANVAS, dtype=np.uint8)
+
+    assert is_as_expected(compare(painted(nothing, COLOURS), nothing, CLASSES))
+    assert not is_as_expected(compare(painted(on_canvas(LABELS), COLOURS), nothing, CLASSES))
+
+
 @pytest.mark.parametrize("offset", [(0, 0), (1, 0), (0, -2)])
 def test_offset_of_an_image_is_found(offset: tuple[int, int]) -> None:
     hu = PHANTOM.hu[SLICE]
