@@ -14,14 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import requests
 
 from tests.viewer.cases import ALL, Case
 from tests.viewer.processes import LOOPBACK
 from tests.viewer.programs import OHIF_PACKAGE, install_programs
-from tests.viewer.viewing import Seen, Viewer, compare_slice, look_at, open_viewer
-
-PICTURED = Case("axial", "binary")
+from tests.viewer.viewing import Seen, Viewer, compare_slice, look_at, open_case, open_viewer, picture_when_drawn
 
 
 def main(arguments: list[str]) -> None:
@@ -29,15 +28,24 @@ def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder: Path = parser.parse_args(arguments).folder
-    with open_viewer(install_programs()) as viewer:
+    with open_viewer(install_programs()) as viewer, tempfile.TemporaryDirectory() as files:
+        (folder / "viewer.png").write_bytes(
+            _page(viewer, Case("axial", "binary", name="picture"), Path(files) / "picture")
+        )
         figures: dict[str, object] = {"versions": _versions(viewer)}
-        for case in ALL:
-            with tempfile.TemporaryDirectory() as files:
-                seen = look_at(viewer, case, Path(files))
-            figures[f"{case.series}, {case.seg_type}"] = _figures(case, seen)
-            if case == PICTURED:
-                (folder / "viewer.png").write_bytes(seen.screen)
+        for number, case in enumerate(ALL):
+            name = f"{case.series}, {case.seg_type}"
+            figures[name] = _figures(case, look_at(viewer, case, Path(files) / str(number)))
     (folder / "viewer.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def _page(viewer: Viewer, case: Case, files: Path) -> bytes:
+    """The whole page, PNG, at the slice with the most organs."""
+    organs = [len(np.unique(plane)) for plane in case.phantom.labels]
+    with open_case(viewer, case, files) as ohif:
+        ohif.show_segmentation()
+        picture_when_drawn(ohif, case, int(np.argmax(organs)))
+        return ohif.page.screenshot()
 
 
 def _versions(viewer: Viewer) -> dict[str, str]:

@@ -55,14 +55,12 @@ class Seen:
         pictures: By z index, with the mask.
         segment_labels: As the viewer lists them.
         sides: What it writes at the left edge and at the top.
-        screen: The whole page at the last slice, PNG.
     """
 
     image_offset: tuple[int, int]
     pictures: Mapping[int, Picture]
     segment_labels: tuple[str, ...]
     sides: tuple[str, str]
-    screen: bytes
 
 
 @contextmanager
@@ -100,14 +98,8 @@ def look_at(viewer: Viewer, case: Case, folder: Path) -> Seen:
     with open_case(viewer, case, folder) as ohif:
         offset = _image_offset_when_drawn(ohif, case)
         ohif.show_segmentation()
-        pictures = {z: _picture_when_drawn(ohif, case, z) for z in case.slices}
-        return Seen(
-            offset,
-            pictures,
-            ohif.segment_labels(),
-            ohif.sides(),
-            ohif.page.screenshot(),
-        )
+        pictures = {z: picture_when_drawn(ohif, case, z) for z in case.slices}
+        return Seen(offset, pictures, ohif.segment_labels(), ohif.sides())
 
 
 def expected_overlay(case: Case, labels: Labels, z: int, picture: Picture) -> Labels:
@@ -135,7 +127,9 @@ def _image_offset_when_drawn(ohif: Ohif, case: Case) -> tuple[int, int]:
     return _last_look(look, lambda offset: offset == (0, 0))
 
 
-def _picture_when_drawn(ohif: Ohif, case: Case, z: int) -> Picture:
+def picture_when_drawn(ohif: Ohif, case: Case, z: int) -> Picture:
+    """Go to a slice and take its picture as soon as it shows what was written, or when the time is over."""
+
     def look() -> Picture:
         ohif.go_to(case.phantom.sop_uid(z))
         return ohif.picture()
