@@ -40,7 +40,7 @@ class StagePeaks(logging.Handler):
 def run_once(request: Json) -> Json:
     """One run of `ucseg segment` in this process."""
     from ucseg_runtime import series_steps
-    from ucseg_runtime.config import InferenceOptions, OutputOptions
+    from ucseg_runtime.config import InferenceOptions, OutputOptions, SegEncoding
     from ucseg_runtime.model_folder import default_model_folder, load_model
     from ucseg_runtime.series_pipeline import segment_series
 
@@ -49,7 +49,7 @@ def run_once(request: Json) -> Json:
     logger.setLevel(logging.INFO)
     logger.addHandler(stages)
     options = InferenceOptions(**request["inference"])
-    outputs = OutputOptions(seg_type=request["seg_type"])
+    outputs = OutputOptions(SegEncoding(request["seg_type"]))
     model = load_model(default_model_folder())
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"

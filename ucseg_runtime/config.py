@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from ucseg_runtime.series_rules import SeriesRule
@@ -14,6 +16,24 @@ EngineChoice = Literal["auto", EngineName]  # typing flattens a Literal inside a
 Mode = Literal["auto", "latency", "throughput"]
 PrecisionChoice = Literal["auto", "f32", "tf32", "bf16", "fp16", "int8", "fp8"]
 SegType = Literal["binary", "labelmap", "fractional"]
+Compression = Literal["none", "rle", "jpeg2000", "jpeg-ls"]
+CompressionChoice = Literal["auto", Compression]
+EmptyFrames = Literal["omit", "keep"]
+UncertaintyType = Literal["pm", "seg"]
+ExtraFormat = Literal["nifti", "nrrd", "rtstruct", "preview"]
+ViewerName = Literal["any", "ohif", "slicer", "weasis", "legacy-pacs"]
+
+SEG_COMPRESSIONS: Mapping[SegType, tuple[Compression, ...]] = MappingProxyType(
+    {
+        "binary": ("none", "jpeg2000"),
+        "labelmap": ("rle", "none", "jpeg2000", "jpeg-ls"),
+        "fractional": ("rle", "none", "jpeg2000", "jpeg-ls"),
+    }
+)
+"""What each encoding can be compressed with; the first one is what ``auto`` takes.
+
+RLE and JPEG-LS work on whole bytes, and a binary segmentation has one bit a voxel. Source: DICOM PS3.5 8.2.1 to 8.2.4.
+"""
 
 
 @dataclass(frozen=True)
@@ -89,15 +109,54 @@ WHATEVER_FITS = InputOptions()
 
 
 @dataclass(frozen=True)
+class SegEncoding:
+    """How a DICOM SEG is stored; the voxels are the same.
+
+    Attributes:
+        seg_type: Encoding of the labels.
+        compression: Of the frames; ``auto`` becomes the usual one of the encoding, see `SEG_COMPRESSIONS`.
+        empty_frames: Whether frames without any voxel of their segment are left out. They never are where nothing at
+            all was found.
+
+    Raises:
+        ValueError: The encoding cannot have this compression.
+    """
+
+    seg_type: SegType = "binary"
+    compression: CompressionChoice = "auto"
+    empty_frames: EmptyFrames = "omit"
+
+    def __post_init__(self) -> None:
+        possible = SEG_COMPRESSIONS[self.seg_type]
+        if self.compression == "auto":
+            object.__setattr__(self, "compression", possible[0])
+        elif self.compression not in possible:
+            raise ValueError(
+                f"a {self.seg_type} segmentation cannot be compressed with {self.compression} "
+                f"(possible: {', '.join(possible)})"
+            )
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """Which objects are written.
 
     Attributes:
-        seg_type: Encoding of the DICOM SEG.
-        nifti: Whether label map and uncertainty are also written as NIfTI.
+        encoding: Of the DICOM SEG.
+        uncertainty: ``pm``: as a Parametric Map in 16 bits; ``seg``: as a fractional segmentation in 8 bits, for
+            viewers that know no Parametric Maps.
+        viewer: For which viewer `encoding` was chosen; the record says so.
+        extras: What is written beside segmentation, uncertainty and report.
         overwrite: Whether results that the folder already holds are replaced.
     """
 
-    seg_type: SegType = "binary"
-    nifti: bool = False
+    encoding: SegEncoding = SegEncoding()
+    uncertainty: UncertaintyType = "pm"
+    viewer: ViewerName = "any"
+    extras: frozenset[ExtraFormat] = frozenset()
     overwrite: bool = False
+
+    @property
+    def seg_type(self) -> SegType:
+        """Encoding of the labels in the DICOM SEG."""
+        return self.encoding.seg_type

@@ -24,9 +24,9 @@ from ucseg_runtime.errors import InputError, OutputError, UcsegError
 from ucseg_runtime.inputs import Source, found_in
 from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.model_folder import Model
-from ucseg_runtime.nifti import require_nibabel
 from ucseg_runtime.pipeline import Progress
 from ucseg_runtime.publish import check_output_folder
+from ucseg_runtime.series_outputs import require_packages
 from ucseg_runtime.series_steps import (
     InferredSeries,
     ReadSeries,
@@ -116,8 +116,7 @@ def segment_neighbours(
     """
     if inference.max_memory_mb:
         raise ValueError("a memory budget is for one series")
-    if outputs.nifti:
-        require_nibabel()
+    require_packages(outputs)
     with Worker() as reading, Worker() as writing:
         reader = _Reader(reading, jobs, model.manifest, outputs)
         writer = _Writer(writing, inference, outputs, report)

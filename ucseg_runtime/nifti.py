@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucseg_runtime.arrays import Float32Array, Float64Array, UInt8Array, UInt16Array
-from ucseg_runtime.errors import BackendUnavailableError, OutputError
+from ucseg_runtime.errors import BackendUnavailableError, OutputError, SegWriteError
 from ucseg_runtime.geometry import VolumeGeometry
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _SCALE = 65535
 _SCANNER_ANATOMICAL = 1
+_TOLERANCE_MM = 1e-3  # the header holds float32
 _COMPRESSION = 1  # twice as fast as 6 on label maps, and a third larger
 _PLACING_FIELDS = (
     *("xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
@@ -47,7 +49,7 @@ class NiftiGrid:
 def write_nifti(
     path: Path, voxels: UInt8Array | UInt16Array | Float32Array, geometry: VolumeGeometry | NiftiGrid
 ) -> None:
-    """Write an array with its place in the patient as ``.nii.gz``; the same array always gives the same bytes.
+    """Write an array with its place in the patient as ``.nii.gz`` and read it back; equal arrays give equal bytes.
 
     Args:
         path: File to write.
@@ -60,6 +62,7 @@ def write_nifti(
         BackendUnavailableError: nibabel is not installed.
         OSError: The file cannot be written.
         OutputError: The array has another type, or floats outside [0, 1].
+        SegWriteError: The file differs when read back.
 
     Source: NIfTI-1, nifti1.h: RAS+ world coordinates in sform and qform, value = scl_slope × stored + scl_inter.
     """
@@ -70,6 +73,7 @@ def write_nifti(
         # The third axis of the file is z, so slices follow each other as they lie in memory.
         for plane in stored:
             stream.write(np.ascontiguousarray(plane).data)
+    _read_back(path, stored, geometry, slope)
 
 
 def ras_affine(geometry: VolumeGeometry) -> Float64Array:
@@ -150,3 +154,44 @@ def _header_class(version: int) -> type[Nifti1Header]:
 
     header_class: type[Nifti1Header] = Nifti1Header if version == 1 else Nifti2Header
     return header_class
+
+
+def _read_back(
+    path: Path, stored: UInt8Array | UInt16Array, geometry: VolumeGeometry | NiftiGrid, slope: float
+) -> None:
+    """Compare what nibabel understands of the header, and the voxels slice by slice."""
+    from nibabel.spatialimages import HeaderDataError
+    from nibabel.wrapstruct import WrapStructError
+
+    header_class = _header_class(geometry.version if isinstance(geometry, NiftiGrid) else 1)
+    try:
+        with gzip.open(path, "rb") as stream:
+            header = header_class(stream.read(header_class.single_vox_offset)[:-4])
+            same = all(stream.read(plane.nbytes) == plane.tobytes() for plane in stored) and not stream.read(1)
+    except (OSError, EOFError, zlib.error, ValueError, HeaderDataError, WrapStructError) as error:
+        raise SegWriteError("the NIfTI file that was written cannot be read back.", hint="Check the disk.") from error
+    if not same or header.get_data_shape() != stored.shape[::-1] or header.get_data_dtype() != stored.dtype:
+        raise SegWriteError("the NIfTI file was read back with other values than were written.")
+    if not np.allclose(header.get_slope_inter(), (slope, 0.0), rtol=1e-6):
+        raise SegWriteError("the NIfTI file was read back with another scale of its values than was written.")
+    if not _lies_on(header, geometry):
+        raise SegWriteError("the NIfTI file was read back with another place in the patient than was written.")
+
+
+def _lies_on(header: Nifti1Header, geometry: VolumeGeometry | NiftiGrid) -> bool:
+    if isinstance(geometry, NiftiGrid):
+        return all(np.array_equal(header[name], geometry.header()[name]) for name in _PLACING_FIELDS)
+    expected = _corners(ras_affine(geometry), geometry)
+    half_a_voxel = 0.5 * min(geometry.spacing_mm)  # near half a turn a quaternion in float32 says little of the angle
+    return all(
+        np.abs(_corners(affine, geometry) - expected).max() <= tolerance_mm
+        for affine, tolerance_mm in ((header.get_sform(), _TOLERANCE_MM), (header.get_qform(), half_a_voxel))
+    )
+
+
+def _corners(affine: Float64Array, geometry: VolumeGeometry) -> Float64Array:
+    """RAS in mm of the last voxel along each axis and of the first voxel, as columns, float64, shape (3, 4)."""
+    ends = np.diag([*(side - 1.0 for side in geometry.shape[::-1]), 1.0])
+    ends[3] = 1.0
+    corners: Float64Array = (affine @ ends)[:3]
+    return corners

@@ -26,11 +26,19 @@ SEGMENTATION = "segmentation.dcm"
 UNCERTAINTY = "uncertainty.dcm"
 REPORT = "report.dcm"
 MONTAGE = "montage.png"
+STRUCTURES = "structures.dcm"
+PREVIEW = "preview.dcm"
 LABELS_NIFTI = "labels.nii.gz"
 UNCERTAINTY_NIFTI = "uncertainty.nii.gz"
+LABELS_NRRD = "labels.nrrd"
+UNCERTAINTY_NRRD = "uncertainty.nrrd"
 RECORD = "record.json"
 
-RESULT_NAMES = (SEGMENTATION, UNCERTAINTY, REPORT, MONTAGE, LABELS_NIFTI, UNCERTAINTY_NIFTI, RECORD)
+RESULT_NAMES = (
+    *(SEGMENTATION, UNCERTAINTY, REPORT, STRUCTURES, MONTAGE, PREVIEW),
+    *(LABELS_NIFTI, UNCERTAINTY_NIFTI, LABELS_NRRD, UNCERTAINTY_NRRD),
+    RECORD,
+)
 """Every name that a run may write, in the order of publication."""
 
 _STAGING_PREFIX = ".ucseg-staging-"
@@ -70,8 +78,7 @@ def space_needed(shape: tuple[int, int, int], classes: int, outputs: OutputOptio
         outputs: Which objects are written.
     """
     bytes_per_voxel = {"binary": classes / 8, "labelmap": 1, "fractional": classes}[outputs.seg_type] + 2
-    if outputs.nifti:
-        bytes_per_voxel += 3
+    bytes_per_voxel += 3 * len(outputs.extras & {"nifti", "nrrd"}) + ("rtstruct" in outputs.extras)
     return int(1.5 * (math.prod(shape) * bytes_per_voxel + _HEADERS_BYTES))
 
 

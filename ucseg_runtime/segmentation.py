@@ -7,7 +7,8 @@ from typing import cast
 
 import numpy as np
 
-from ucseg_runtime.arrays import Float32Array, UInt8Array, UInt16Array
+from ucseg_runtime.arrays import Float32Array, Int64Array, UInt8Array, UInt16Array
+from ucseg_runtime.diameter import largest_diameter_mm
 from ucseg_runtime.errors import SegWriteError
 from ucseg_runtime.manifest import SegmentClass
 from ucseg_runtime.slice_stack import AcquiredGrid, SliceStack, straight_grid
@@ -152,6 +153,9 @@ class SegmentMeasurement:
         voxels: Number of voxels.
         volume_ml: Volume in ml.
         mean_uncertainty: Mean uncertainty over the segment, in [0, 1]; NaN for an empty segment.
+        uncertainty_p95: The least stored uncertainty (steps of 1 / 65535) that 95 % of the segment's voxels do not
+            exceed, in [0, 1]; NaN for an empty segment.
+        largest_diameter_mm: See `largest_diameter_mm`; 0 for an empty segment.
     """
 
     label: int
@@ -159,30 +163,44 @@ class SegmentMeasurement:
     voxels: int
     volume_ml: float
     mean_uncertainty: float
+    uncertainty_p95: float
+    largest_diameter_mm: float
 
 
 def measure(segmentation: Segmentation) -> tuple[SegmentMeasurement, ...]:
-    """Volume and mean uncertainty of every class, in the order of the labels, empty ones included.
+    """All figures of every class, in the order of the labels, empty ones included.
 
     Args:
-        segmentation: Its uncertainty in float32: rounded to 16 bits it would have other means.
+        segmentation: Its uncertainty in float32: rounded to 16 bits it would have other means. It must have passed
+            `stored_uncertainty`.
     """
     assert segmentation.uncertainty.dtype == np.float32  # noqa: S101  (the order of statements in the series pipeline)
     bins = len(segmentation.classes) + 1
-    voxels, uncertainty = np.zeros(bins, dtype=np.int64), np.zeros(bins, dtype=np.float64)
+    sums, levels = np.zeros(bins), np.zeros((bins, UNCERTAINTY_SCALE + 1), dtype=np.int64)
     # Slice by slice: counting widens labels and weights to 8 bytes each.
     for labels, values in zip(segmentation.label_map, segmentation.uncertainty, strict=True):
-        voxels += np.bincount(labels.ravel(), minlength=bins)
-        uncertainty += np.bincount(labels.ravel(), weights=values.ravel(), minlength=bins)
+        found = labels != 0
+        label, uncertainty = labels[found].astype(np.intp), values[found]
+        sums += np.bincount(label, weights=uncertainty, minlength=bins)
+        stored = np.rint(uncertainty * np.float32(UNCERTAINTY_SCALE)).astype(np.intp)
+        np.add.at(levels.reshape(-1), label * levels.shape[1] + stored, 1)
     return tuple(
-        SegmentMeasurement(
-            label=item.label,
-            name=item.name,
-            voxels=int(voxels[item.label]),
-            volume_ml=float(voxels[item.label]) * straight_grid(segmentation.geometry).voxel_volume_ml,
-            mean_uncertainty=float(uncertainty[item.label] / voxels[item.label])
-            if voxels[item.label]
-            else float("nan"),
-        )
-        for item in segmentation.classes
+        _measurement(segmentation, item, float(sums[item.label]), levels[item.label]) for item in segmentation.classes
+    )
+
+
+def _measurement(
+    segmentation: Segmentation, item: SegmentClass, uncertainty: float, levels: Int64Array
+) -> SegmentMeasurement:
+    """Figures of one class from the sum of its uncertainty and how many of its voxels have each stored value."""
+    voxels, geometry = int(levels.sum()), straight_grid(segmentation.geometry)
+    p95 = np.searchsorted(np.cumsum(levels), np.ceil(0.95 * voxels)) / UNCERTAINTY_SCALE
+    return SegmentMeasurement(
+        label=item.label,
+        name=item.name,
+        voxels=voxels,
+        volume_ml=voxels * geometry.voxel_volume_ml,
+        mean_uncertainty=uncertainty / voxels if voxels else float("nan"),
+        uncertainty_p95=float(p95) if voxels else float("nan"),
+        largest_diameter_mm=largest_diameter_mm(segmentation.label_map, item.label, geometry),
     )

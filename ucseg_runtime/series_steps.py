@@ -22,26 +22,16 @@ from ucseg_runtime.backends.triton_volume import RemoteRun, segment_on_server
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.dicom.reader import files_sha256, read_voxels, source_headers
 from ucseg_runtime.dicom.source_study import source_key
+from ucseg_runtime.errors import InputError
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.inputs import Found, grid_of
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.montage import montage_png
-from ucseg_runtime.nifti import require_nibabel, write_nifti
 from ucseg_runtime.nifti_input import NiftiImage, read_image
 from ucseg_runtime.pipeline import Progress, segment_volume
-from ucseg_runtime.publish import (
-    LABELS_NIFTI,
-    MONTAGE,
-    REPORT,
-    SEGMENTATION,
-    UNCERTAINTY,
-    UNCERTAINTY_NIFTI,
-    Staging,
-    check_output_folder,
-    space_needed,
-    staged_results,
-)
+from ucseg_runtime.publish import check_output_folder, space_needed, staged_results
 from ucseg_runtime.segmentation import EngineInfo, Segmentation, SegmentMeasurement, measure, on_slices, ready_to_write
+from ucseg_runtime.series_outputs import SeriesOutputs, chosen_outputs, require_packages, write_objects
 from ucseg_runtime.slice_stack import SliceStack, straight_grid
 from ucseg_runtime.version import __version__
 from ucseg_runtime.volume import Volume
@@ -75,6 +65,7 @@ class SeriesResult:
         files: Names of the published files.
         found: What was segmented, and what was left out.
         measurements: One per class.
+        notes: What the caller should know of the outputs.
         engine: What computed it.
         engine_reason: Why this engine and precision were chosen.
         tiles: Number of tiles that the network saw.
@@ -85,6 +76,7 @@ class SeriesResult:
     files: tuple[str, ...]
     found: Found
     measurements: tuple[SegmentMeasurement, ...]
+    notes: tuple[str, ...]
     engine: EngineInfo
     engine_reason: str
     tiles: int
@@ -146,11 +138,10 @@ def check_outputs(folder: Path, outputs: OutputOptions) -> None:
 
     Raises:
         OutputError: See `check_output_folder`.
-        BackendUnavailableError: NIfTI was asked for, and the package for it is not installed.
+        BackendUnavailableError: A format was asked for whose package is not installed.
     """
     check_output_folder(folder, outputs.overwrite)
-    if outputs.nifti:
-        require_nibabel()
+    require_packages(outputs)
 
 
 def read_series(found: Found, times: StageTimes) -> ReadSeries:
@@ -194,15 +185,17 @@ def infer_series(
         progress: Told after every batch how many tiles are done.
 
     Raises:
+        InputError: Objects were asked for that only a DICOM series can have.
         BackendError: The engine failed.
         SegWriteError: The engine returned what cannot be stored.
     """
+    _require_dicom_for(outputs, read.found)
     inference = replace(inference, keep_probabilities=outputs.seg_type == "fractional")
     segmentation, network = _segment(read, model, opening, inference, progress)
     with read.times.stage("measure"):
         grid = grid_of(read.found)
+        straight = ready_to_write(segmentation)  # first: what cannot be stored cannot be measured
         measurements, picture = measure(segmentation), montage_png(read.volume, segmentation)
-        straight = ready_to_write(segmentation)
         return InferredSeries(
             found=read.found,
             sources=read.sources,
@@ -235,13 +228,14 @@ def write_series(
     segmentation = inferred.segmentation
     needed_bytes = space_needed(segmentation.geometry.shape, len(segmentation.classes), outputs)
     with inferred.times.stage("write"), staged_results(folder, outputs.overwrite, needed_bytes) as staging:
-        _write_all(staging, inferred, outputs)
-        files = staging.publish(_record(inferred, inference, outputs))
+        notes = write_objects(staging, _outputs_of(inferred), outputs)
+        files = staging.publish(_record(inferred, inference, outputs, notes))
     return SeriesResult(
         folder=folder,
         files=files,
         found=inferred.found,
         measurements=inferred.measurements,
+        notes=notes,
         engine=inferred.identity.engine,
         engine_reason=inferred.engine_reason,
         tiles=inferred.tiles,
@@ -251,7 +245,11 @@ def write_series(
 
 def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, outputs: OutputOptions) -> RunIdentity:
     """Everything but the images that decides what the outputs hold."""
-    settings = {"seg_type": outputs.seg_type, "skip_air": inference.skip_air}
+    settings: dict[str, object] = {
+        **asdict(outputs.encoding),
+        "uncertainty": outputs.uncertainty,
+        "skip_air": inference.skip_air,
+    }
     if inference.subnet_agreement:  # the stages one by one, which may round otherwise than the merged graph
         settings["subnet_agreement"] = True
     return RunIdentity(
@@ -294,41 +292,44 @@ def _segment(
     return segmentation, backend
 
 
-def _write_all(staging: Staging, inferred: InferredSeries, outputs: OutputOptions) -> None:
-    """One object after the other; of each only its header is kept."""
-    segmentation, found = inferred.segmentation, inferred.found
-    if not isinstance(found, NiftiImage):
-        _write_dicom(staging, inferred, outputs)
-    staging.path(MONTAGE).write_bytes(inferred.picture)
-    if outputs.nifti or isinstance(found, NiftiImage):
-        grid = found.grid if isinstance(found, NiftiImage) else straight_grid(segmentation.geometry)
-        write_nifti(staging.path(LABELS_NIFTI), segmentation.label_map, grid)
-        write_nifti(staging.path(UNCERTAINTY_NIFTI), segmentation.uncertainty, grid)
+def _require_dicom_for(outputs: OutputOptions, found: Found) -> None:
+    dicom = sorted(outputs.extras & {"rtstruct", "preview"})
+    if dicom and isinstance(found, NiftiImage):
+        raise InputError(
+            f"a NIfTI image belongs to no study in which {' and '.join(dicom)} could be written.",
+            hint="Leave --rtstruct and --preview out, or give the DICOM series.",
+            code="UCSEG-E121",
+        )
 
 
-def _write_dicom(staging: Staging, inferred: InferredSeries, outputs: OutputOptions) -> None:
-    # Loading highdicom takes most of a second, which an input that is refused should not cost.
-    from ucseg_runtime.dicom.pmap_writer import write_pmap
-    from ucseg_runtime.dicom.seg_writer import write_seg
-    from ucseg_runtime.dicom.sr_writer import write_sr
-
-    on_frames, sources, identity = inferred.on_slices, inferred.sources, inferred.identity
-    seg = write_seg(staging.path(SEGMENTATION), on_frames, sources, identity, outputs.seg_type)
-    pmap = write_pmap(staging.path(UNCERTAINTY), on_frames, sources, identity)
-    write_sr(staging.path(REPORT), on_frames, inferred.measurements, sources, identity, seg, pmap)
+def _outputs_of(inferred: InferredSeries) -> SeriesOutputs:
+    found, straight = inferred.found, inferred.segmentation
+    grid = straight_grid(straight.geometry)
+    return SeriesOutputs(
+        straight=straight,
+        grid=grid,
+        nifti_grid=found.grid if isinstance(found, NiftiImage) else grid,
+        on_slices=inferred.on_slices,
+        measurements=inferred.measurements,
+        picture_png=inferred.picture,
+        sources=inferred.sources,
+        identity=inferred.identity,
+    )
 
 
 def settings_of(inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:
     """What of the options decides which results there are and what they hold, as the record has it."""
-    return {"seg_type": outputs.seg_type, "nifti": outputs.nifti, "skip_air": inference.skip_air}
+    return {**chosen_outputs(outputs), "skip_air": inference.skip_air}
 
 
-def _record(inferred: InferredSeries, inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:
+def _record(
+    inferred: InferredSeries, inference: InferenceOptions, outputs: OutputOptions, notes: Sequence[str]
+) -> dict[str, object]:
     """What proves that the series is done. No times, hosts or paths: equal runs write equal records."""
     return {
         "schema_version": 1,
         **_origin(inferred),
-        "notes": list(inferred.found.notes),
+        "notes": [*inferred.found.notes, *notes],
         "identity": asdict(inferred.identity),
         "settings": settings_of(inference, outputs),
         "measurements": [asdict(item) for item in inferred.measurements],

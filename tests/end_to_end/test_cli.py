@@ -21,6 +21,7 @@ from ucseg_runtime.cli.reporting import print_table
 from ucseg_runtime.publish import RESULT_NAMES
 from ucseg_runtime.selftest import SelfTestResult
 
+EXTRAS = ("--rtstruct", "--nifti", "--nrrd", "--preview")
 PHANTOM = CtPhantom(shape=(20, 40, 48))
 
 
@@ -45,7 +46,7 @@ def assert_no_patient_data(text: str) -> None:
 
 
 def test_segment_writes_every_object_and_one_table(study: Path, model: Path, tmp_path: Path) -> None:
-    result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--nifti")
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model, *EXTRAS)
 
     assert result.exit_code == 0, result.output
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(RESULT_NAMES)

@@ -18,7 +18,7 @@ import pytest
 from tests.end_to_end.test_geometry_end_to_end import BACKGROUND_HU, LIVER_HU, SPINE_HU, points_of_segment
 from tests.model_phantom import ModelPhantom
 from tests.phantoms import AXIAL, OBLIQUE, CtPhantom, write_ct_series
-from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions, SegEncoding
 from ucseg_runtime.dicom.series import scan
 from ucseg_runtime.dicom.stacking import acquired_grid
 from ucseg_runtime.model_folder import Model, load_model
@@ -91,7 +91,7 @@ def write_series(folder: Path, orientation: tuple[float, ...], off: Callable[[in
 @pytest.mark.parametrize("name", SERIES)
 def test_tissue_comes_back_in_its_place(name: str, model: Model, tmp_path: Path) -> None:
     middle = write_series(tmp_path / "in", *SERIES[name])
-    outputs = OutputOptions(nifti=True)
+    outputs = OutputOptions(extras=frozenset({"nifti", "nrrd", "rtstruct"}))
 
     segment_series(tmp_path / "in", tmp_path / "out", model, InferenceOptions(gate=False), outputs)
 
@@ -124,11 +124,11 @@ def test_objects_on_tilted_slices_conform(seg_type: str, model: Model, tmp_path:
         tmp_path / "out",
         model,
         InferenceOptions(gate=False),
-        OutputOptions(seg_type=seg_type),  # type: ignore[arg-type]
+        OutputOptions(SegEncoding(seg_type), extras=frozenset({"rtstruct"})),  # type: ignore[arg-type]
     )
 
     validator = Path(sys.executable).with_name("dciodvfy")
-    for name in ("segmentation.dcm", "uncertainty.dcm", "report.dcm"):
+    for name in ("segmentation.dcm", "uncertainty.dcm", "report.dcm", "structures.dcm"):
         finished = subprocess.run([validator, tmp_path / "out" / name], capture_output=True, text=True, check=False)
         errors = [line for line in finished.stderr.splitlines() if line.startswith("Error")]
         assert not errors, errors

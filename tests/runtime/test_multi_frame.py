@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset, FileDataset
 from tests.enhanced_phantom import EnhancedPhantom
 from tests.model_phantom import ModelPhantom
 from tests.phantoms import OBLIQUE, CtPhantom, write_ct_series
-from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions, SegEncoding
 from ucseg_runtime.dicom.reader import read_volume
 from ucseg_runtime.dicom.selection import select_series
 from ucseg_runtime.dicom.series import scan
@@ -204,7 +204,7 @@ def test_results_refer_to_the_frames_and_conform(tmp_path: Path, seg_type: str) 
         tmp_path / "out",
         model,
         InferenceOptions(gate=False),
-        OutputOptions(seg_type=seg_type),  # type: ignore[arg-type]
+        OutputOptions(SegEncoding(seg_type), extras=frozenset({"rtstruct", "preview"})),  # type: ignore[arg-type]
     )
 
     file_uid = pydicom.dcmread(source, stop_before_pixels=True).SOPInstanceUID

@@ -12,7 +12,7 @@ from tests import worker_jobs
 from tests.model_phantom import ModelPhantom
 from tests.phantoms import PHI_CANARIES, CtPhantom, write_ct_series
 from ucseg_runtime import neighbours
-from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.config import InferenceOptions, OutputOptions, SegEncoding
 from ucseg_runtime.errors import InputError, NotDicomError, OutputError, OutputExistsError, SpacingError, UcsegError
 from ucseg_runtime.model_folder import Model, load_model
 from ucseg_runtime.neighbours import Outcome, Refused, Segmented, SeriesJob, segment_neighbours
@@ -72,8 +72,11 @@ def assert_complete_or_absent(out: Path) -> None:
 
 @pytest.mark.parametrize(
     "outputs",
-    [OutputOptions(), OutputOptions(seg_type="fractional", nifti=True)],
-    ids=["binary", "fractional with nifti"],
+    [
+        OutputOptions(),
+        OutputOptions(SegEncoding("fractional"), extras=frozenset({"nifti", "nrrd", "rtstruct", "preview"})),
+    ],
+    ids=["binary", "fractional with everything else"],
 )
 def test_every_file_is_that_of_a_run_alone(
     outputs: OutputOptions, studies: tuple[Path, ...], model: Model, tmp_path: Path

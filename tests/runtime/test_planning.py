@@ -13,7 +13,7 @@ import pytest
 
 from ucseg_runtime.backends.choice import choose
 from ucseg_runtime.backends.load import EngineLoad, engine_load, live_activation_bytes
-from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.config import InferenceOptions, OutputOptions, SegEncoding
 from ucseg_runtime.errors import MemoryBudgetError
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.model_folder import default_model_folder, load_model
@@ -53,7 +53,7 @@ def test_prediction_for_512_x_512_x_300_is_at_most_1200_mb_above_the_volume() ->
 
 
 def test_fractional_objects_need_a_byte_more_per_voxel_and_class() -> None:
-    more = plan(133, OutputOptions(seg_type="fractional")).peak_memory_mb - plan(133).peak_memory_mb
+    more = plan(133, OutputOptions(SegEncoding("fractional"))).peak_memory_mb - plan(133).peak_memory_mb
     assert more == pytest.approx(133 * 512 * 512 * 5 / 1e6)
 
 

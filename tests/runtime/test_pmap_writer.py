@@ -139,7 +139,7 @@ def test_nothing_is_written_when_the_uncertainty_is_refused(tmp_path: Path) -> N
 def test_headers_in_the_wrong_order_are_caught_by_reading_back(tmp_path: Path) -> None:
     phantom = CtPhantom()
 
-    with pytest.raises(SegWriteError, match="half a voxel|other values"):
+    with pytest.raises(SegWriteError, match="half a voxel|source image"):
         write_pmap(tmp_path / "pm.dcm", segmentation_of(phantom), sources_of(phantom)[::-1], IDENTITY)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from ucseg_runtime import publish
-from ucseg_runtime.config import OutputOptions
+from ucseg_runtime.config import OutputOptions, SegEncoding
 from ucseg_runtime.errors import OutputError, OutputExistsError
 from ucseg_runtime.publish import (
     LABELS_NIFTI,
@@ -232,7 +232,9 @@ def test_space_covers_what_each_object_takes_uncompressed() -> None:
     voxels = 133 * 512 * 512
 
     assert space_needed(shape, classes, OutputOptions()) > voxels * 7 / 8 + 2 * voxels
-    assert space_needed(shape, classes, OutputOptions(seg_type="fractional", nifti=True)) > voxels * (7 + 2 + 3)
+    assert space_needed(
+        shape, classes, OutputOptions(SegEncoding("fractional"), extras=frozenset({"nifti"}))
+    ) > voxels * (7 + 2 + 3)
 
 
 def test_messages_hold_neither_paths_nor_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

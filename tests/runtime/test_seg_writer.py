@@ -16,7 +16,7 @@ import pydicom
 import pytest
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from tests.phantoms import OBLIQUE, PATIENT_ID, PATIENT_NAME, PHI_CANARIES, CtPhantom, all_orientations, write_ct_series
@@ -32,7 +32,7 @@ from tests.results import (
     segmentation_on,
     sources_of,
 )
-from ucseg_runtime.config import SegType
+from ucseg_runtime.config import SEG_COMPRESSIONS, Compression, SegEncoding, SegType
 from ucseg_runtime.dicom.reader import read_volume, source_headers
 from ucseg_runtime.dicom.seg_writer import write_seg
 from ucseg_runtime.dicom.series import scan
@@ -66,6 +66,10 @@ def seg_type(request: pytest.FixtureRequest) -> SegType:
     return chosen
 
 
+def write_phantom(folder: Path, phantom: CtPhantom, seg_type: SegType) -> FileDataset:
+    return write_seg(folder / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY, SegEncoding(seg_type))
+
+
 # What the frames hold
 
 
@@ -73,7 +77,7 @@ def seg_type(request: pytest.FixtureRequest) -> SegType:
 def test_frames_hold_the_label_map_voxel_for_voxel(tmp_path: Path, phantom: CtPhantom, kind: SegType) -> None:
     sources = sources_of(phantom)
 
-    write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources, IDENTITY, kind)
+    write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources, IDENTITY, SegEncoding(kind))
 
     frames = frames_of(tmp_path / "seg.dcm", sources)
     np.testing.assert_array_equal(labels_from_frames(frames, phantom.shape), phantom.labels)
@@ -83,7 +87,7 @@ def test_fractional_frames_hold_the_probabilities_voxel_for_voxel(tmp_path: Path
     segmentation, sources = segmentation_of(phantom), sources_of(phantom)
     assert segmentation.probabilities is not None
 
-    write_seg(tmp_path / "seg.dcm", segmentation, sources, IDENTITY, "fractional")
+    write_seg(tmp_path / "seg.dcm", segmentation, sources, IDENTITY, SegEncoding("fractional"))
 
     found = np.zeros_like(segmentation.probabilities)
     for frame in frames_of(tmp_path / "seg.dcm", sources):
@@ -96,7 +100,7 @@ def test_frames_repeat_position_and_orientation_of_their_source_image(
 ) -> None:
     sources = sources_of(phantom)
 
-    written = write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources, IDENTITY, seg_type)
+    written = write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources, IDENTITY, SegEncoding(seg_type))
 
     for frame in frames_of(tmp_path / "seg.dcm", sources):
         assert frame.position_mm == pytest.approx([float(value) for value in sources[frame.z].ImagePositionPatient])
@@ -133,11 +137,63 @@ def test_frames_without_voxels_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "frames"), [("binary", 50), ("labelmap", 10), ("fractional", 50)])
+def test_frames_without_voxels_are_kept_where_that_is_asked_for(tmp_path: Path, kind: SegType, frames: int) -> None:
+    phantom = CtPhantom()
+    sources = sources_of(phantom)
+
+    written = write_seg(
+        tmp_path / "seg.dcm", segmentation_of(phantom), sources, IDENTITY, SegEncoding(kind, empty_frames="keep")
+    )
+
+    assert written.NumberOfFrames == frames
+    assert len(frames_of(tmp_path / "seg.dcm", sources)) == frames
+
+
+def test_a_model_of_one_class_has_fractions_too(tmp_path: Path) -> None:
+    """Of one segment highdicom writes the number into the shared groups."""
+    phantom = CtPhantom()
+    all_classes, sources = segmentation_of(phantom), sources_of(phantom)
+    assert all_classes.probabilities is not None
+    labels = np.where(phantom.labels == 1, 1, 0).astype(np.uint8)
+    segmentation = replace(
+        all_classes, label_map=labels, classes=CLASSES[:1], probabilities=all_classes.probabilities[:1]
+    )
+
+    for kind in SEG_TYPES:
+        write_seg(tmp_path / "seg.dcm", segmentation, sources, IDENTITY, SegEncoding(kind))
+
+        for frame in frames_of(tmp_path / "seg.dcm", sources):
+            np.testing.assert_array_equal(frame.pixels > 0, labels[frame.z] > 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "compression"), [(kind, name) for kind, names in SEG_COMPRESSIONS.items() for name in names]
+)
+def test_every_compression_holds_the_same_voxels_and_conforms(
+    tmp_path: Path, phantom: CtPhantom, kind: SegType, compression: Compression
+) -> None:
+    segmentation, sources, path = segmentation_of(phantom), sources_of(phantom), tmp_path / "seg.dcm"
+    assert segmentation.probabilities is not None
+
+    write_seg(path, segmentation, sources, IDENTITY, SegEncoding(kind, compression))
+
+    frames = frames_of(path, sources)
+    if kind == "fractional":
+        for frame in frames:
+            np.testing.assert_array_equal(frame.pixels, segmentation.probabilities[frame.segment - 1, frame.z])
+    else:
+        np.testing.assert_array_equal(labels_from_frames(frames, phantom.shape), phantom.labels)
+    report = conformance(path)
+    assert not report.errors
+    assert not report.warnings
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("binary", 50), ("labelmap", 10), ("fractional", 50)])
 def test_a_result_without_any_voxel_has_all_frames(tmp_path: Path, kind: SegType, frames: int) -> None:
     phantom = CtPhantom()
     sources = sources_of(phantom)
 
-    written = write_seg(tmp_path / "seg.dcm", nothing_found(phantom), sources, IDENTITY, kind)
+    written = write_seg(tmp_path / "seg.dcm", nothing_found(phantom), sources, IDENTITY, SegEncoding(kind))
 
     assert written.NumberOfFrames == frames
     assert not any(frame.pixels.any() for frame in frames_of(tmp_path / "seg.dcm", sources))
@@ -165,8 +221,7 @@ def test_headers_from_the_reader_put_every_label_where_the_reader_put_its_voxel(
 def test_transfer_syntax_is_native_for_binary_and_rle_for_the_others(tmp_path: Path) -> None:
     phantom = CtPhantom()
     syntaxes = {
-        kind: write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY, kind)
-        .file_meta.TransferSyntaxUID
+        kind: write_phantom(tmp_path, phantom, kind).file_meta.TransferSyntaxUID
         for kind in SEG_TYPES
     }  # fmt: skip
 
@@ -177,7 +232,7 @@ def test_every_class_is_described_with_its_codes_also_when_it_was_not_found(tmp_
     phantom = CtPhantom()
     assert not (phantom.labels == CLASSES[-1].label).any()
 
-    written = write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY, seg_type)
+    written = write_phantom(tmp_path, phantom, seg_type)
 
     for segment, item in zip(written.SegmentSequence, CLASSES, strict=False):
         assert (segment.SegmentNumber, segment.SegmentLabel) == (item.label, item.name)
@@ -192,7 +247,7 @@ def test_label_n_is_described_by_item_n_of_the_segments(tmp_path: Path) -> None:
     """OHIF takes the colour of a label from the item at its place, so Background may only be the last item."""
     phantom = CtPhantom()
 
-    written = write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY, "labelmap")
+    written = write_phantom(tmp_path, phantom, "labelmap")
 
     assert [segment.SegmentNumber for segment in written.SegmentSequence] == [1, 2, 3, 4, 5, 0]
 
@@ -220,7 +275,7 @@ def _rgb_from_dicom_lab(value: list[int]) -> list[float]:
 def test_algorithm_and_equipment_name_the_model_and_its_digests(tmp_path: Path, seg_type: SegType) -> None:
     phantom = CtPhantom()
 
-    written = write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY, seg_type)
+    written = write_phantom(tmp_path, phantom, seg_type)
 
     algorithm = written.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("phantom organs", "1.2.3")
@@ -235,7 +290,7 @@ def test_algorithm_and_equipment_name_the_model_and_its_digests(tmp_path: Path, 
 def test_every_source_instance_is_referenced(tmp_path: Path, seg_type: SegType) -> None:
     phantom = CtPhantom()
 
-    written = write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY, seg_type)
+    written = write_phantom(tmp_path, phantom, seg_type)
 
     (series,) = written.ReferencedSeriesSequence
     assert series.SeriesInstanceUID == phantom.series_uid
@@ -390,7 +445,7 @@ def test_fractional_without_probabilities_is_refused(tmp_path: Path) -> None:
     segmentation = replace(segmentation_of(phantom), probabilities=None)
 
     with pytest.raises(SegWriteError, match="probabilities"):
-        write_seg(tmp_path / "seg.dcm", segmentation, sources_of(phantom), IDENTITY, "fractional")
+        write_seg(tmp_path / "seg.dcm", segmentation, sources_of(phantom), IDENTITY, SegEncoding("fractional"))
 
 
 def test_an_unusable_header_is_refused_without_quoting_it(tmp_path: Path) -> None:
@@ -411,8 +466,10 @@ def test_an_unusable_header_is_refused_without_quoting_it(tmp_path: Path) -> Non
 def test_headers_in_the_wrong_order_are_caught_by_reading_back(tmp_path: Path, seg_type: SegType) -> None:
     phantom = CtPhantom()
 
-    with pytest.raises(SegWriteError, match="half a voxel|other values"):
-        write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom)[::-1], IDENTITY, seg_type)
+    with pytest.raises(SegWriteError, match="half a voxel|source image"):
+        write_seg(
+            tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom)[::-1], IDENTITY, SegEncoding(seg_type)
+        )
 
 
 def test_headers_that_lie_elsewhere_are_caught_by_reading_back(tmp_path: Path, seg_type: SegType) -> None:
@@ -420,7 +477,7 @@ def test_headers_that_lie_elsewhere_are_caught_by_reading_back(tmp_path: Path, s
     moved = replace(phantom, origin_mm=(-22.9, -110.0, -340.0))
 
     with pytest.raises(SegWriteError, match="half a voxel"):
-        write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(moved), IDENTITY, seg_type)
+        write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(moved), IDENTITY, SegEncoding(seg_type))
 
 
 def test_headers_with_another_spacing_are_caught_by_reading_back(tmp_path: Path, seg_type: SegType) -> None:
@@ -428,7 +485,7 @@ def test_headers_with_another_spacing_are_caught_by_reading_back(tmp_path: Path,
     wider = replace(phantom, spacing_mm=(2.5, 1.25, 1.02))
 
     with pytest.raises(SegWriteError, match="half a voxel"):
-        write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(wider), IDENTITY, seg_type)
+        write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(wider), IDENTITY, SegEncoding(seg_type))
 
 
 def test_pixels_that_changed_on_disk_are_caught_by_reading_back(
@@ -452,8 +509,8 @@ def test_pixels_that_changed_on_disk_are_caught_by_reading_back(
 
     monkeypatch.setattr(pydicom.Dataset, "save_as", save_damaged)
 
-    with pytest.raises(SegWriteError, match="other values"):
-        write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY, seg_type)
+    with pytest.raises(SegWriteError, match="other values|source image"):
+        write_phantom(tmp_path, phantom, seg_type)
 
 
 def _without_last_frame(dataset: Dataset) -> None:
@@ -473,7 +530,7 @@ def _with_last_frame_twice(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(_without_last_frame, "1 frames with voxels are missing"), (_with_last_frame_twice, "two frames for the same")],
+    [(_without_last_frame, "segment 4 was read back with"), (_with_last_frame_twice, "two frames for the same")],
 )
 def test_missing_and_repeated_frames_are_caught_by_reading_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Dataset], None], message: str
@@ -491,6 +548,95 @@ def test_missing_and_repeated_frames_are_caught_by_reading_back(
         write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY)
 
 
+def _orientation_flipped(dataset: Dataset) -> None:
+    shared = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    cosines = [float(value) for value in shared.ImageOrientationPatient]
+    shared.ImageOrientationPatient = [*cosines[:3], *(-value for value in cosines[3:])]
+
+
+def _orientation_transposed(dataset: Dataset) -> None:
+    shared = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    cosines = list(shared.ImageOrientationPatient)
+    shared.ImageOrientationPatient = [*cosines[3:], *cosines[:3]]
+
+
+def _spacings_swapped(dataset: Dataset) -> None:
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.PixelSpacing = list(measures.PixelSpacing)[::-1]
+
+
+def _spacing_between_slices_of_another(dataset: Dataset) -> None:
+    dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = 3.0
+
+
+def _one_frame_shifted(dataset: Dataset) -> None:
+    """By a hundredth of a voxel."""
+    position = dataset.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence[0]
+    x, y, z = (float(value) for value in position.ImagePositionPatient)
+    position.ImagePositionPatient = [x + 0.01, y, z]
+
+
+def _all_frames_shifted(dataset: Dataset) -> None:
+    for group in dataset.PerFrameFunctionalGroupsSequence:
+        position = group.PlanePositionSequence[0]
+        x, y, z = (float(value) for value in position.ImagePositionPatient)
+        position.ImagePositionPatient = [x, y, z + 2.5]
+
+
+def _another_frame_of_reference(dataset: Dataset) -> None:
+    dataset.FrameOfReferenceUID = "2.25.1"
+
+
+def _another_segment_number(dataset: Dataset) -> None:
+    dataset.SegmentSequence[0].SegmentNumber = 9
+
+
+def _rows_and_columns_swapped(dataset: Dataset) -> None:
+    dataset.Rows, dataset.Columns = dataset.Columns, dataset.Rows
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _orientation_flipped,
+        _orientation_transposed,
+        _spacings_swapped,
+        _spacing_between_slices_of_another,
+        _one_frame_shifted,
+        _all_frames_shifted,
+        _another_frame_of_reference,
+        _another_segment_number,
+        _rows_and_columns_swapped,
+    ],
+)
+def test_one_wrong_attribute_on_disk_is_caught_by_reading_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Dataset], None], seg_type: SegType
+) -> None:
+    save_as = pydicom.Dataset.save_as
+
+    def save_damaged(self: Dataset, path: Path, **options: bool) -> None:
+        damage(self)
+        save_as(self, path, **options)
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", save_damaged)
+
+    with pytest.raises(SegWriteError, match="read back"):
+        write_phantom(tmp_path, CtPhantom(), seg_type)
+
+
+def test_another_range_of_fractions_is_caught_by_reading_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_as = pydicom.Dataset.save_as
+
+    def save_damaged(self: Dataset, path: Path, **options: bool) -> None:
+        self.MaximumFractionalValue = 100
+        save_as(self, path, **options)
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", save_damaged)
+
+    with pytest.raises(SegWriteError, match="range of fractions"):
+        write_phantom(tmp_path, CtPhantom(), "fractional")
+
+
 @pytest.mark.parametrize("left", [100, 140, 3000, -100])
 def test_a_file_that_was_cut_off_is_caught_by_reading_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seg_type: SegType, left: int
@@ -505,14 +651,14 @@ def test_a_file_that_was_cut_off_is_caught_by_reading_back(
     monkeypatch.setattr(pydicom.Dataset, "save_as", save_cut_off)
 
     with pytest.raises(SegWriteError, match="read back"):
-        write_seg(tmp_path / "seg.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY, seg_type)
+        write_phantom(tmp_path, phantom, seg_type)
 
 
 # Conformance, and readers of other people
 
 
 def _written(folder: Path, segmentation: Segmentation, phantom: CtPhantom, seg_type: SegType) -> Path:
-    write_seg(folder / "seg.dcm", segmentation, sources_of(phantom), IDENTITY, seg_type)
+    write_seg(folder / "seg.dcm", segmentation, sources_of(phantom), IDENTITY, SegEncoding(seg_type))
     return folder / "seg.dcm"
 
 

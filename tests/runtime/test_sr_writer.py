@@ -16,10 +16,11 @@ from pydicom.dataset import Dataset, FileDataset
 
 from tests.phantoms import OBLIQUE, CtPhantom
 from tests.results import CLASSES, IDENTITY, conformance, nothing_found, segmentation_of, sources_of
-from ucseg_runtime.config import SegType
+from ucseg_runtime.config import SegEncoding, SegType
 from ucseg_runtime.dicom.pmap_writer import write_pmap
 from ucseg_runtime.dicom.seg_writer import write_seg
 from ucseg_runtime.dicom.sr_writer import write_sr
+from ucseg_runtime.dicom.uncertainty_seg_writer import write_uncertainty_seg
 from ucseg_runtime.errors import SegWriteError
 from ucseg_runtime.segmentation import Segmentation, measure
 
@@ -33,7 +34,7 @@ def write_report(
     folder: Path, segmentation: Segmentation, phantom: CtPhantom = PHANTOM, seg_type: SegType = "binary"
 ) -> FileDataset:
     sources = sources_of(phantom)
-    seg = write_seg(folder / "seg.dcm", segmentation, sources, IDENTITY, seg_type)
+    seg = write_seg(folder / "seg.dcm", segmentation, sources, IDENTITY, SegEncoding(seg_type))
     pmap = write_pmap(folder / "pm.dcm", segmentation, sources, IDENTITY)
     return write_sr(folder / "sr.dcm", segmentation, measure(segmentation), sources, IDENTITY, seg, pmap)
 
@@ -54,9 +55,17 @@ def meaning(item: Dataset) -> str:
     return str(item.ConceptNameCodeSequence[0].CodeMeaning)
 
 
+def items_named(group: Dataset, name: str) -> list[Dataset]:
+    return [item for item in group.ContentSequence if meaning(item) == name]
+
+
 def item_named(group: Dataset, name: str) -> Dataset:
-    (item,) = [item for item in group.ContentSequence if meaning(item) == name]
+    (item,) = items_named(group, name)
     return item
+
+
+def value_of(item: Dataset) -> float:
+    return float(item.MeasuredValueSequence[0].NumericValue)
 
 
 def all_items(item: Dataset) -> Iterator[Dataset]:
@@ -82,17 +91,41 @@ def test_volume_of_a_known_number_of_voxels(report: FileDataset) -> None:
     assert float(volume) == pytest.approx((PHANTOM.labels == 1).sum() * 3.125 / 1000, abs=0.0005)
 
 
-def test_mean_uncertainty_refers_to_the_parametric_map(report: FileDataset) -> None:
+def test_mean_and_95th_percentile_of_uncertainty_refer_to_the_parametric_map(report: FileDataset) -> None:
     segmentation = segmentation_of(PHANTOM)
 
     for group, measurement in zip(groups_of(report)[:-1], measure(segmentation), strict=False):
-        item = item_named(group, "Evidential uncertainty")
-        assert float(item.MeasuredValueSequence[0].NumericValue) == pytest.approx(
-            measurement.mean_uncertainty, abs=5e-5
-        )
-        assert item_named(item, "Derivation").ConceptCodeSequence[0].CodeMeaning == "Mean"
-        source = item_named(item, "Source of Measurement").ReferencedSOPSequence[0]
-        assert source.ReferencedSOPClassUID == "1.2.840.10008.5.1.4.1.1.30"
+        items = items_named(group, "Evidential uncertainty")
+        values = {item_named(item, "Derivation").ConceptCodeSequence[0].CodeValue: value_of(item) for item in items}
+        expected = {"373098007": measurement.mean_uncertainty, "371889001": measurement.uncertainty_p95}
+        assert values == pytest.approx(expected, abs=5e-5)
+        for item in items:
+            source = item_named(item, "Source of Measurement").ReferencedSOPSequence[0]
+            assert source.ReferencedSOPClassUID == "1.2.840.10008.5.1.4.1.1.30"
+
+
+def test_largest_diameter_is_that_of_the_mesh_in_millimetres(report: FileDataset) -> None:
+    *found, missing = groups_of(report)
+
+    for group, measurement in zip(found, measure(segmentation_of(PHANTOM)), strict=False):
+        item = item_named(group, "Maximum 3D Diameter of a Mesh")
+        assert value_of(item) == pytest.approx(measurement.largest_diameter_mm, abs=0.005)
+        assert item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue == "mm"
+        assert item.ConceptNameCodeSequence[0].CodingSchemeDesignator == "IBSI"
+    assert not items_named(missing, "Maximum 3D Diameter of a Mesh")
+
+
+def test_uncertainty_as_a_segmentation_is_referred_to_and_the_report_conforms(tmp_path: Path) -> None:
+    segmentation, sources = segmentation_of(PHANTOM), sources_of(PHANTOM)
+    seg = write_seg(tmp_path / "seg.dcm", segmentation, sources, IDENTITY)
+    uncertainty = write_uncertainty_seg(tmp_path / "uncertainty.dcm", segmentation, sources, IDENTITY)
+
+    report = write_sr(tmp_path / "sr.dcm", segmentation, measure(segmentation), sources, IDENTITY, seg, uncertainty)
+
+    assert not conformance(tmp_path / "sr.dcm").errors
+    item = items_named(groups_of(report)[0], "Evidential uncertainty")[0]
+    source = item_named(item, "Source of Measurement").ReferencedSOPSequence[0]
+    assert source.ReferencedSOPInstanceUID == uncertainty.SOPInstanceUID
 
 
 def test_each_group_refers_to_its_segment_under_the_same_tracking_uid(tmp_path: Path, report: FileDataset) -> None:
@@ -202,7 +235,7 @@ def test_dciodvfy_finds_no_error_and_warns_only_of_the_private_code(
 
     report = conformance(tmp_path / "sr.dcm")
 
-    uses = 1 + sum(item.voxels > 0 for item in measure(segmentation))
+    uses = 1 + 2 * sum(item.voxels > 0 for item in measure(segmentation))
     assert not report.errors
     assert report.warnings == Counter({PRIVATE_CODE: uses})
 
@@ -237,7 +270,12 @@ def test_dcmqi_reads_the_same_measurements(tmp_path: Path) -> None:
 
     groups = json.loads(target.read_text())["Measurements"]
     for group, measurement in zip(groups, measure(segmentation), strict=True):
-        values = {item["quantity"]["CodeMeaning"]: float(item["value"]) for item in group["measurementItems"]}
+        # Of two values of one quantity the one that was derived as a mean.
+        values = {
+            item["quantity"]["CodeMeaning"]: float(item["value"])
+            for item in group["measurementItems"]
+            if item.get("derivationModifier", {}).get("CodeMeaning") in (None, "Mean")
+        }
         assert (group["ReferencedSegment"], group["TrackingIdentifier"]) == (measurement.label, measurement.name)
         assert values["Volume"] == pytest.approx(measurement.volume_ml, abs=0.0005)
         if measurement.voxels:

@@ -31,7 +31,7 @@ from tests.dataset_phantom import (
 from tests.phantoms import OBLIQUE, PHI_CANARIES, CtPhantom, write_ct_series
 from tests.results import IDENTITY, segmentation_on, sources_of
 from tests.volume_phantom import STRAIGHT, centred_geometry
-from ucseg_runtime.config import SegType
+from ucseg_runtime.config import SegEncoding, SegType
 from ucseg_runtime.dicom.seg_writer import write_seg
 from ucseg_runtime.errors import GeometryError, InputError
 from ucseg_training.data.case_list import CaseEntry
@@ -316,7 +316,7 @@ def series(phantom: CtPhantom, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def seg(path: Path, phantom: CtPhantom, labels: np.ndarray[Any, Any], kind: SegType = "binary") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_seg(path, segmentation_on(phantom.geometry, labels), sources_of(phantom), IDENTITY, kind)
+    write_seg(path, segmentation_on(phantom.geometry, labels), sources_of(phantom), IDENTITY, SegEncoding(kind))
     return path
 
 

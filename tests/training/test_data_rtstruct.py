@@ -13,7 +13,8 @@ from pydicom.dataset import Dataset
 from tests.dataset_phantom import structure_set
 from tests.phantoms import AXIAL, OBLIQUE, CtPhantom
 from ucseg_runtime.errors import GeometryError, InputError
-from ucseg_training.data.rtstruct import fill_even_odd, labels_from_rtstruct
+from ucseg_runtime.polygons import fill_even_odd
+from ucseg_training.data.rtstruct import labels_from_rtstruct
 from ucseg_training.data.source import SourceImage
 
 Points = npt.NDArray[np.float64]

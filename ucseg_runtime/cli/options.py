@@ -65,9 +65,6 @@ ExcludeOption = Annotated[
     typer.Option("--exclude", help="Rule that the series must not fit, in the same words.", show_default=False),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder already holds.")]
-NiftiOption = Annotated[
-    bool, typer.Option("--nifti", help="Write label map and uncertainty as NIfTI too (extra: nifti).")
-]
 ThreadsOption = Annotated[
     int, typer.Option("--threads", min=0, help="Threads of the engine; 0 means every core allowed.")
 ]

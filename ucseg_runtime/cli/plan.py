@@ -24,7 +24,7 @@ from ucseg_runtime.cli.options import (
     series_rules,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported
-from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions, SegEncoding
 
 if TYPE_CHECKING:
     from ucseg_runtime.planning import RunPlan
@@ -63,7 +63,7 @@ def plan(
         options = InferenceOptions(engine=engine, precision=precision, gate=gate, threads=threads, mode=mode)
         choice = choose_engine(loaded, options)
         load = engine_load(loaded, choice, options)
-        outputs = OutputOptions(seg_type=seg_type)
+        outputs = OutputOptions(SegEncoding(seg_type))
         found = plan_run(geometry, loaded.manifest, outputs, load, max_memory)
         if as_json:
             decided = {"name": choice.name, "precision": choice.precision, "reason": choice.reason}

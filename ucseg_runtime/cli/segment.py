@@ -24,16 +24,25 @@ from ucseg_runtime.cli.options import (
     MaxMemoryOption,
     ModelOption,
     ModeOption,
-    NiftiOption,
     OutOption,
     OverwriteOption,
     PrecisionOption,
-    SegTypeOption,
     SeriesOption,
     SkipAirOption,
     ThreadsOption,
     VolumeOption,
     series_rules,
+)
+from ucseg_runtime.cli.output_options import (
+    CompressionOption,
+    NiftiOption,
+    NrrdOption,
+    OutputArguments,
+    PreviewOption,
+    RtstructOption,
+    SegTypeOption,
+    UncertaintyOption,
+    ViewerOption,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported, tile_progress
 from ucseg_runtime.cli.server_options import (
@@ -56,6 +65,7 @@ from ucseg_runtime.server_options import TlsFiles
 
 if TYPE_CHECKING:
     from ucseg_runtime.neighbours import Outcome
+    from ucseg_runtime.segmentation import SegmentMeasurement
     from ucseg_runtime.series_steps import SeriesResult
 
 
@@ -66,14 +76,20 @@ def segment(
     engine: EngineOrServerOption = "auto",
     precision: PrecisionOption = "auto",
     gate: GateOption = True,
-    seg_type: SegTypeOption = "binary",
+    viewer: ViewerOption = "any",
+    seg_type: SegTypeOption = None,
+    compression: CompressionOption = None,
+    uncertainty: UncertaintyOption = "pm",
+    rtstruct: RtstructOption = False,
+    nifti: NiftiOption = False,
+    nrrd: NrrdOption = False,
+    preview: PreviewOption = False,
     series: SeriesOption = None,
     volume: VolumeOption = 0,
     allow_gaps: AllowGapsOption = 0,
     expect_instances: ExpectInstancesOption = 0,
     choose: ChooseOption = None,
     exclude: ExcludeOption = None,
-    nifti: NiftiOption = False,
     threads: ThreadsOption = 0,
     skip_air: SkipAirOption = True,
     mode: ModeOption = "auto",
@@ -101,6 +117,9 @@ def segment(
     if len(input) > 1:
         _refuse_options_for_one_input(series, expect_instances, max_memory)
     rules = series_rules(choose, exclude)
+    outputs = OutputArguments(viewer, seg_type, compression, uncertainty, overwrite).options(
+        {"rtstruct": rtstruct, "nifti": nifti, "nrrd": nrrd, "preview": preview}
+    )
     with reported(as_json):
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
         local, server = split_engine(
@@ -119,7 +138,6 @@ def segment(
             cache_folder=compiled_models_folder() if cache else None,
             server=server,
         )
-        outputs = OutputOptions(seg_type=seg_type, nifti=nifti, overwrite=overwrite)
         wanted = InputOptions(series, volume, allow_gaps, expect_instances, rules)
         if len(input) == 1:
             run_and_report(input[0], out, model, inference, outputs, wanted, as_json)
@@ -199,7 +217,8 @@ def _in_words(outcome: Outcome) -> str:
 
     if isinstance(outcome, Refused):
         return f"{outcome.error.code} {type(outcome.error).__name__}: {outcome.error}"
-    return "; ".join(["done", *outcome.result.found.notes, *outcome.result.found.left_out()])
+    notes = (*outcome.result.found.notes, *outcome.result.notes)
+    return "; ".join(["done", *notes, *outcome.result.found.left_out()])
 
 
 def _row(outcome: Outcome) -> tuple[str, str, str]:
@@ -220,21 +239,25 @@ def _outcome_as_json(outcome: Outcome) -> dict[str, object]:
 
 
 def _print_summary(result: SeriesResult) -> None:
-    for note in (*result.found.notes, *result.found.left_out()):
+    for note in (*result.found.notes, *result.notes, *result.found.left_out()):
         typer.echo(f"note: {note}", err=True)
     engine = result.engine
     title = f"{result.found.name}, {engine.name} {engine.precision}, {sum(result.seconds.values()):.1f} s"
-    rows = [
-        (item.name, f"{item.volume_ml:.1f}", f"{item.mean_uncertainty:.3f}" if item.voxels else "–")
-        for item in result.measurements
-    ]
-    print_table(title, ("segment", "volume ml", "mean uncertainty"), rows)
+    rows = [(item.name, f"{item.volume_ml:.1f}", *_if_found(item)) for item in result.measurements]
+    print_table(title, ("segment", "volume ml", "diameter mm", "uncertainty mean", "95 %"), rows)
     typer.echo(f"written to {result.folder}: {', '.join(result.files)}")
+
+
+def _if_found(item: SegmentMeasurement) -> tuple[str, str, str]:
+    if not item.voxels:
+        return "–", "–", "–"
+    return f"{item.largest_diameter_mm:.1f}", f"{item.mean_uncertainty:.3f}", f"{item.uncertainty_p95:.3f}"
 
 
 def _as_json(result: SeriesResult) -> dict[str, object]:
     return {
         **result.found.as_json(),
+        "notes": [*result.found.notes, *result.notes],
         "engine": {**asdict(result.engine), "reason": result.engine_reason},
         "measurements": [asdict(item) for item in result.measurements],
         "files": list(result.files),

@@ -15,13 +15,18 @@ EVIDENTIAL_UNCERTAINTY = DicomCode("uncertainty", PRIVATE_SCHEME, "Evidential un
 saliency, entropy and others, but no uncertainty of a classifier."""
 
 VOLUME = DicomCode("118565006", "SCT", "Volume")
+MAXIMUM_3D_DIAMETER = DicomCode("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")
+PERCENTILE_95 = DicomCode("371889001", "SCT", "95th Percentile Value of population")
 MEAN = DicomCode("373098007", "SCT", "Mean")
 PRESENCE = DicomCode("121052", "DCM", "Presence of property")
 PRESENT = DicomCode("52101004", "SCT", "Present")
 ABSENT = DicomCode("272519000", "SCT", "Absent")
 MILLILITRE = DicomCode("ml", "UCUM", "milliliter")
+MILLIMETRE = DicomCode("mm", "UCUM", "millimeter")
 NO_UNITS = DicomCode("1", "UCUM", "no units")
 ARTIFICIAL_INTELLIGENCE = DicomCode("123110", "DCM", "Artificial Intelligence")
+SPATIAL_CONCEPT = DicomCode("309825002", "SCT", "Spatial and Relational Concept")
+"""Category of a segment that is no tissue. Source: DICOM CID 7150."""
 DEVICE = DicomCode("121007", "DCM", "Device")
 ACQUISITION_EQUIPMENT = DicomCode("109101", "DCM", "Acquisition Equipment")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -35,8 +36,8 @@ def _replace(dataset: Dataset, references: Mapping[str, FrameReference], *, in_l
         dataset.ReferencedSOPInstanceUID = reference.sop_instance_uid
         if not in_list:
             dataset.ReferencedFrameNumber = reference.number
-    for element in dataset:
-        if element.VR != "SQ":
+    for element in list(dataset.elements()):  # raw ones stay raw: contours are long
+        if not isinstance(element, DataElement) or element.VR != "SQ":
             continue
         lists = in_list or element.keyword in _LISTS
         for item in element.value:

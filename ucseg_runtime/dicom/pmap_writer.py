@@ -6,34 +6,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import highdicom as hd
+import numpy as np
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from ucseg_runtime.arrays import UInt16Array
 from ucseg_runtime.dicom.codes import EVIDENTIAL_UNCERTAINTY, NO_UNITS, private_scheme
-from ucseg_runtime.dicom.derived_object import (
-    PlacedFrame,
-    building,
-    check_frames,
-    finish,
-    read_header,
-    save,
-)
+from ucseg_runtime.dicom.derived_object import add_body_part, building, finish, save
 from ucseg_runtime.dicom.equipment import equipment
 from ucseg_runtime.dicom.frame_stream import frame_stream
+from ucseg_runtime.dicom.read_back import compared_planes, read_placed
 from ucseg_runtime.dicom.source_study import SourceStudy, source_study
 from ucseg_runtime.errors import SegWriteError
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.segmentation import UNCERTAINTY_SCALE as SCALE
 from ucseg_runtime.segmentation import Segmentation, stored_uncertainty
+from ucseg_runtime.slice_stack import AcquiredGrid
 
 SERIES_NUMBER = 902
 
 _KIND = "uncertainty"
-_UNPAIRED = frozenset(
-    {"ABDOMEN", "ABDOMENPELVIS", "BRAIN", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS", "HEAD", "HEADNECK", "NECK"}
-    | {"PELVIS", "SPINE", "WHOLEBODY"}
-)
 
 
 def write_pmap(
@@ -62,10 +54,10 @@ def write_pmap(
         study = source_study(sources, segmentation.geometry, identity)
         dataset = _parametric_map(stored, study, identity)
         finish(dataset, study, _KIND)
-        _add_body_part(dataset, study.header)
+        add_body_part(dataset, study.header)
     save(dataset, path)
-    _check_complete(check_frames(path, segmentation.geometry, lambda frame: stored[frame.z]), len(stored))
-    return read_header(path)
+    del dataset
+    return _read_back(path, stored, segmentation.geometry, study)
 
 
 def _parametric_map(stored: UInt16Array, study: SourceStudy, identity: RunIdentity) -> Dataset:
@@ -106,18 +98,6 @@ def _description(pixels: UInt16Array, study: SourceStudy, identity: RunIdentity)
     return dataset
 
 
-def _add_body_part(dataset: Dataset, header: Dataset) -> None:
-    """Name the body part where it is one without sides; else the side, empty where it is not known.
-
-    Source: DICOM PS3.3 C.7.3.1: Laterality (0020,0060) is of type 2C, required where the body part may be a paired one.
-    """
-    body_part, side = str(header.get("BodyPartExamined")), str(header.get("Laterality"))
-    if body_part in _UNPAIRED:
-        dataset.BodyPartExamined = body_part
-    else:
-        dataset.Laterality = side if side in {"L", "R"} else ""
-
-
 def _mapping() -> hd.pm.RealWorldValueMapping:
     return hd.pm.RealWorldValueMapping(
         lut_label="UNCERTAINTY",
@@ -130,6 +110,14 @@ def _mapping() -> hd.pm.RealWorldValueMapping:
     )
 
 
-def _check_complete(frames: set[PlacedFrame], slices: int) -> None:
-    if len(frames) != slices:
-        raise SegWriteError(f"{len(frames)} of {slices} slices are in the parametric map that was read back.")
+def _read_back(path: Path, stored: UInt16Array, geometry: AcquiredGrid, study: SourceStudy) -> FileDataset:
+    """Compare every frame, that there is one for every slice, and that stored values mean what they should."""
+    read = read_placed(path, geometry, study)
+    frames = sum(1 for _ in compared_planes(read, lambda frame: stored[frame.z]))
+    if frames != len(stored):
+        raise SegWriteError(f"{frames} of {len(stored)} slices are in the parametric map that was read back.")
+    mapping = read.header.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
+    ends = [mapping.RealWorldValueSlope * value + mapping.RealWorldValueIntercept for value in (0, SCALE)]
+    if not np.allclose(ends, (0.0, 1.0), rtol=0.0, atol=1e-9):
+        raise SegWriteError("the parametric map that was read back maps its values to another range than 0 to 1.")
+    return read.header

@@ -42,7 +42,7 @@ UNUSABLE = (
 )
 """What pydicom and highdicom raise on headers that hold what DICOM does not allow."""
 
-_EMPTY = (
+NEVER_ABSENT = (
     "PatientID",
     "PatientName",
     "PatientBirthDate",
@@ -53,6 +53,8 @@ _EMPTY = (
     "StudyTime",
     "ReferringPhysicianName",
 )
+"""Attributes of patient and study that objects must have, be it empty (type 2)."""
+
 _LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 
 _PATIENT_AND_STUDY = (
@@ -263,7 +265,7 @@ def _common(first: Dataset, geometry: AcquiredGrid) -> Dataset:
     common.ImageOrientationPatient = first.ImageOrientationPatient
     common.PixelSpacing = first.PixelSpacing
     common.SliceThickness = first.get("SliceThickness") or round(geometry.spacing_mm[0], 6)
-    for keyword in _EMPTY:
+    for keyword in NEVER_ABSENT:
         setattr(common, keyword, "")
     for keyword in _LOSSY:
         if keyword in first:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from highdicom import sr
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.sr.coding import Code
 from pydicom.uid import SegmentationStorage
 
 from ucseg_runtime.dicom import codes
@@ -24,6 +25,7 @@ SERIES_NUMBER = 903
 
 _KIND = "report"
 _VOLUME_DECIMALS = 3
+_DIAMETER_DECIMALS = 2
 _UNCERTAINTY_DECIMALS = 4
 
 
@@ -34,13 +36,14 @@ def write_sr(
     sources: Sequence[Dataset],
     identity: RunIdentity,
     seg_dataset: Dataset,
-    pmap_dataset: Dataset,
+    uncertainty_dataset: Dataset,
 ) -> FileDataset:
     """Write the measurement report and return it, after it was read back and compared.
 
     Every class has a group that refers to its segment and says whether it is present or absent and what volume it has.
-    A present one also has its mean uncertainty, with the Parametric Map as its source. The evidence lists every source
-    instance, the segmentation and the map. The report is complete, preliminary and unverified.
+    A present one also has its largest diameter, and the mean and 95th percentile of its uncertainty, which refer to the
+    object that holds the uncertainty. The evidence lists every source instance, the segmentation and that object.
+    The report is complete, preliminary and unverified.
 
     Args:
         path: File to write.
@@ -49,7 +52,7 @@ def write_sr(
         sources: Source headers without pixel data, one per slice in the order of the z axis.
         identity: What computed the result.
         seg_dataset: The written segmentation; pixel data are not needed.
-        pmap_dataset: The written Parametric Map; pixel data are not needed.
+        uncertainty_dataset: The written Parametric Map or segmentation of the uncertainty; pixel data are not needed.
 
     Raises:
         OSError: The file cannot be written.
@@ -64,7 +67,7 @@ def write_sr(
         )
     with building("the report"):
         study = source_study(sources, segmentation.geometry, identity)
-        references = _References(study, identity, seg_dataset, pmap_dataset)
+        references = _References(study, identity, seg_dataset, uncertainty_dataset)
         dataset = _document(references, segmentation.classes, measurements)
         finish(dataset, study, _KIND)
     save(dataset, path)
@@ -175,16 +178,26 @@ def _measurements(references: _References, measurement: SegmentMeasurement) -> l
     volume = sr.Measurement(codes.VOLUME, round(measurement.volume_ml, _VOLUME_DECIMALS), codes.MILLILITRE)
     if not measurement.voxels:
         return [volume]
-    uncertainty = sr.Measurement(
-        name=codes.EVIDENTIAL_UNCERTAINTY,
-        value=round(measurement.mean_uncertainty, _UNCERTAINTY_DECIMALS),
-        unit=codes.NO_UNITS,
-        derivation=codes.MEAN,
-        referenced_images=[
-            sr.SourceImageForMeasurement(references.uncertainty.SOPClassUID, references.uncertainty.SOPInstanceUID)
-        ],
+    diameter = sr.Measurement(
+        codes.MAXIMUM_3D_DIAMETER, round(measurement.largest_diameter_mm, _DIAMETER_DECIMALS), codes.MILLIMETRE
     )
-    return [volume, uncertainty]
+    return [
+        volume,
+        diameter,
+        _uncertainty(references, measurement.mean_uncertainty, codes.MEAN),
+        _uncertainty(references, measurement.uncertainty_p95, codes.PERCENTILE_95),
+    ]
+
+
+def _uncertainty(references: _References, value: float, derivation: Code) -> sr.Measurement:
+    source = sr.SourceImageForMeasurement(references.uncertainty.SOPClassUID, references.uncertainty.SOPInstanceUID)
+    return sr.Measurement(
+        name=codes.EVIDENTIAL_UNCERTAINTY,
+        value=round(value, _UNCERTAINTY_DECIMALS),
+        unit=codes.NO_UNITS,
+        derivation=derivation,
+        referenced_images=[source],
+    )
 
 
 def _read_back(path: Path, measurements: Sequence[SegmentMeasurement]) -> FileDataset:

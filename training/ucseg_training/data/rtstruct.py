@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 
 import numpy as np
 from pydicom.dataset import Dataset
 
-from ucseg_runtime.arrays import BoolArray, Float64Array, UInt8Array
+from ucseg_runtime.arrays import Float64Array, UInt8Array
 from ucseg_runtime.errors import GeometryError, InputError
+from ucseg_runtime.polygons import fill_even_odd
 from ucseg_training.data.source import SourceImage
 
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
@@ -57,34 +58,6 @@ def require_every_class(found: Set[int], labels: Mapping[str, int]) -> None:
             f"its label describes nothing called {' or '.join(map(repr, missing))}.",
             hint="Name the segments or regions under `structures` in the data set's description.",
         )
-
-
-def fill_even_odd(polygons: Sequence[Float64Array], shape: tuple[int, ...]) -> BoolArray:
-    """Which pixel centres lie inside an odd number of closed polygons.
-
-    Args:
-        polygons: Corners (y, x), shape (corners, 2), in pixels; a pixel's centre has whole coordinates. The last corner
-            is joined to the first.
-        shape: Of the plane, (y, x).
-
-    Returns:
-        bool, of that shape. A centre on a lower or right border belongs to the neighbour, so that polygons which share
-        a border share no pixel.
-    """
-    rows, columns = shape
-    crossings = np.zeros((rows, columns + 1), dtype=np.int64)
-    for polygon in polygons:
-        y0, x0 = polygon.T
-        y1, x1 = np.roll(polygon, -1, axis=0).T
-        first = np.clip(np.ceil(np.minimum(y0, y1)), 0, rows).astype(np.int64)
-        stop = np.clip(np.ceil(np.maximum(y0, y1)), 0, rows).astype(np.int64)
-        count = stop - first  # rows whose centre line each edge crosses
-        edge = np.repeat(np.arange(len(polygon)), count)
-        row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-        x = x0[edge] + (row - y0[edge]) * (x1[edge] - x0[edge]) / (y1[edge] - y0[edge])
-        np.add.at(crossings, (row, np.clip(np.ceil(x), 0, columns).astype(np.int64)), 1)
-    inside: BoolArray = np.cumsum(crossings, axis=1)[:, :columns] % 2 == 1
-    return inside
 
 
 def _labels_of_regions(structures: Dataset, frame_of_reference_uid: str, labels: Mapping[str, int]) -> dict[int, int]:
