@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset, FileDataset
 from tests.enhanced_phantom import EnhancedPhantom
 from tests.model_phantom import ModelPhantom
 from tests.phantoms import OBLIQUE, CtPhantom, write_ct_series
+from tests.results import conformance
 from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions, SegEncoding
 from ucseg_runtime.dicom.reader import read_volume
 from ucseg_runtime.dicom.selection import select_series
@@ -208,6 +209,13 @@ def test_results_refer_to_the_frames_and_conform(tmp_path: Path, seg_type: str) 
     )
 
     file_uid = pydicom.dcmread(source, stop_before_pixels=True).SOPInstanceUID
+    for region in pydicom.dcmread(tmp_path / "out" / "structures.dcm").ROIContourSequence:
+        for contour in region.get("ContourSequence", ()):
+            (image,) = contour.ContourImageSequence
+            z = round((float(contour.ContourData[2]) - phantom.origin_mm[2]) / 2.5)
+            assert (image.ReferencedSOPInstanceUID, image.ReferencedFrameNumber) == (file_uid, 12 - z)
+    for name in ("structures.dcm", "preview.dcm"):
+        assert not conformance(tmp_path / "out" / name).errors
     validator = Path(sys.executable).with_name("dciodvfy")
     for name in ("segmentation.dcm", "uncertainty.dcm", "report.dcm"):
         finished = subprocess.run([validator, tmp_path / "out" / name], capture_output=True, text=True, check=False)

@@ -19,7 +19,11 @@ from ucseg_runtime.dicom.derived_object import segment_of
 from ucseg_runtime.dicom.equipment import equipment
 from ucseg_runtime.dicom.frame_stream import frame_stream
 from ucseg_runtime.dicom.source_study import SourceStudy
+from ucseg_runtime.errors import SegWriteError
 from ucseg_runtime.identity import RunIdentity
+
+_SMALLEST_JPEG2000 = 32
+"""Of highdicom's and openjpeg's encoder with five levels of wavelets."""
 
 MAXIMUM_FRACTION = 255
 """Stored value of a fraction of 1."""
@@ -67,6 +71,7 @@ def segmentation_object(
         encoding: How the frames are stored.
         name: What it is called.
     """
+    _require_size(study, encoding)
     device = equipment(identity)
     dataset: Dataset = hd.seg.Segmentation(
         source_images=study.frames,
@@ -111,6 +116,7 @@ def fractional_object(
         encoding: How the frames are stored.
         name: What it is called.
     """
+    _require_size(study, encoding)
     occupied = np.any(planes, axis=(2, 3)).T.astype(np.uint8)[:, None, None, :]  # (z, 1, 1, segments)
     small = study.with_frames_of_one_pixel()
     native = SegEncoding(encoding.seg_type, "none", encoding.empty_frames)
@@ -120,6 +126,16 @@ def fractional_object(
     groups = dataset.PerFrameFunctionalGroupsSequence
     _put_frames(dataset, [planes[segment_of(dataset, group) - 1, study.slice_of(group)] for group in groups], encoding)
     return dataset
+
+
+def _require_size(study: SourceStudy, encoding: SegEncoding) -> None:
+    rows, columns = study.frames[0].Rows, study.frames[0].Columns
+    if encoding.compression == "jpeg2000" and min(rows, columns) < _SMALLEST_JPEG2000:
+        raise SegWriteError(
+            f"frames of {rows} x {columns} pixels cannot be compressed with JPEG 2000 "
+            f"(at least {_SMALLEST_JPEG2000} x {_SMALLEST_JPEG2000}).",
+            hint="Use --compression none or rle.",
+        )
 
 
 def _put_frames(dataset: Dataset, frames: Sequence[UInt8Array], encoding: SegEncoding) -> None:
