@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import dcmqi
 import nibabel
@@ -36,7 +37,6 @@ from scipy.spatial.transform import Rotation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # phantoms are those of the tests
 
-from measuring import Json, environment
 from tests.phantoms import CtPhantom, all_orientations
 from tests.results import IDENTITY, segmentation_of, sources_of
 from ucseg_runtime.config import SegEncoding
@@ -47,6 +47,7 @@ from ucseg_runtime.nifti import write_nifti
 from ucseg_runtime.nrrd_file import write_nrrd
 from ucseg_runtime.segmentation import UNCERTAINTY_SCALE
 
+Json = dict[str, Any]
 Points = npt.NDArray[np.float64]
 Centroids = dict[int, Points]
 """By label, LPS in mm."""
@@ -214,6 +215,8 @@ def _summary(results: list[Json]) -> Json:
 
 def main() -> None:
     """Print the table as JSON; exit code 1 where a cell fails."""
+    from measuring import environment  # beside this script; the tests import the rest of it from elsewhere
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=68, help="orientations: the first 48 are straight; default 68")
     parser.add_argument("--json", type=Path, help="file to write")

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from pydicom import dcmread
+from pydicom import dcmread, uid
+from pydicom.dataset import Dataset
 from typer.testing import CliRunner, Result
 
 from tests.model_phantom import ModelPhantom
@@ -72,6 +73,63 @@ def test_segment_writes_the_seg_type_that_was_asked_for(
 
     assert result.exit_code == 0, result.output
     assert dcmread(tmp_path / "out" / "segmentation.dcm").SegmentationType == seg_type.upper()
+
+
+@pytest.mark.parametrize("sop_class", ["SegmentationStorage", "ParametricMapStorage", "RTStructureSetStorage"])
+def test_an_object_that_differs_when_read_back_exits_with_6_and_nothing_is_published(
+    sop_class: str, study: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_as = Dataset.save_as
+
+    def save_mirrored(self: Dataset, path: Path, **options: bool) -> None:
+        if self.SOPClassUID == getattr(uid, sop_class):
+            for group in self.get("PerFrameFunctionalGroupsSequence", ()):
+                x, y, z = group.PlanePositionSequence[0].ImagePositionPatient
+                group.PlanePositionSequence[0].ImagePositionPatient = [-x, y, z]
+            for region in self.get("ROIContourSequence", ()):
+                for contour in region.get("ContourSequence", ()):
+                    contour.ContourData = [-float(value) for value in contour.ContourData]
+        save_as(self, path, **options)
+
+    monkeypatch.setattr(Dataset, "save_as", save_mirrored)
+
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model, *EXTRAS)
+
+    assert result.exit_code == 6, result.output
+    assert "SegWriteError" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert_no_patient_data(result.output)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((), {"viewer": "any", "seg_type": "binary", "compression": "none", "empty_frames": "omit"}),
+        (
+            ("--viewer", "legacy-pacs"),
+            {"viewer": "legacy-pacs", "seg_type": "binary", "compression": "none", "empty_frames": "keep"},
+        ),
+        (
+            ("--viewer", "ohif", "--seg-type", "labelmap", "--compression", "jpeg-ls", "--uncertainty", "seg"),
+            {"viewer": "ohif", "seg_type": "labelmap", "compression": "jpeg-ls", "uncertainty": "seg"},
+        ),
+    ],
+)
+def test_record_says_what_was_chosen_for_the_viewer(
+    options: tuple[str, ...], expected: dict[str, str], study: Path, model: Path, tmp_path: Path
+) -> None:
+    assert run("segment", study, "--out", tmp_path / "out", "--model", model, *options).exit_code == 0
+
+    settings = json.loads((tmp_path / "out" / "record.json").read_text())["settings"]
+    assert settings.items() >= expected.items()
+
+
+def test_a_compression_that_the_encoding_cannot_have_is_a_usage_error(study: Path, model: Path, tmp_path: Path) -> None:
+    result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--compression", "rle")
+
+    assert result.exit_code == 2
+    assert "possible: none, jpeg2000" in " ".join(result.stderr.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_segment_again_is_refused_then_overwrites_with_the_same_bytes(study: Path, model: Path, tmp_path: Path) -> None:

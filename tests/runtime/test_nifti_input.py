@@ -303,3 +303,16 @@ def test_inspect_refuses_wishes_for_a_series_of_an_image(tmp_path: Path, model: 
     path = str(write_image(tmp_path / "image.nii.gz"))
 
     assert CliRunner().invoke(app, ["inspect", path, "--model", str(model), "--choose", "plane=axial"]).exit_code == 3
+
+
+@pytest.mark.parametrize("option", ["--rtstruct", "--preview"])
+def test_objects_that_need_a_study_are_refused_for_an_image(tmp_path: Path, model: Path, option: str) -> None:
+    write_image(tmp_path / "image.nii.gz", PHANTOM)
+
+    result = CliRunner().invoke(
+        app, ["segment", str(tmp_path / "image.nii.gz"), "--out", str(tmp_path / "out"), "--model", str(model), option]
+    )
+
+    assert result.exit_code == 3, result.output
+    assert option.removeprefix("--") in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pydicom
 import pytest
 from pydicom.config import IGNORE
 from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
 
 from tests.phantoms import OBLIQUE, CtPhantom
 from tests.results import IDENTITY, conformance, frames_of, segmentation_of, sources_of
@@ -173,3 +175,36 @@ def test_the_returned_object_is_the_written_one_without_pixels(tmp_path: Path) -
 
     assert "PixelData" not in written
     assert written.SOPInstanceUID == pydicom.dcmread(tmp_path / "pm.dcm").SOPInstanceUID
+
+
+def _other_slope(dataset: Dataset) -> None:
+    dataset.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0].RealWorldValueSlope = 1.0
+
+
+def _last_frame_dropped(dataset: Dataset) -> None:
+    dataset.NumberOfFrames -= 1
+    dataset.PerFrameFunctionalGroupsSequence = list(dataset.PerFrameFunctionalGroupsSequence)[:-1]
+    dataset.PixelData = dataset.PixelData.read()[: -2 * dataset.Rows * dataset.Columns]
+
+
+def _columns_flipped(dataset: Dataset) -> None:
+    shared = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    cosines = [float(value) for value in shared.ImageOrientationPatient]
+    shared.ImageOrientationPatient = [*cosines[:3], *(-value for value in cosines[3:])]
+
+
+@pytest.mark.parametrize("damage", [_other_slope, _last_frame_dropped, _columns_flipped])
+def test_what_differs_on_disk_is_caught_by_reading_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Dataset], None]
+) -> None:
+    save_as = pydicom.Dataset.save_as
+
+    def save_damaged(self: Dataset, path: Path, **options: bool) -> None:
+        damage(self)
+        save_as(self, path, **options)
+
+    monkeypatch.setattr(pydicom.Dataset, "save_as", save_damaged)
+    phantom = CtPhantom()
+
+    with pytest.raises(SegWriteError, match="read back"):
+        write_pmap(tmp_path / "pm.dcm", segmentation_of(phantom), sources_of(phantom), IDENTITY)
