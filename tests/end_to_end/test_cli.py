@@ -81,17 +81,17 @@ def test_an_object_that_differs_when_read_back_exits_with_6_and_nothing_is_publi
 ) -> None:
     save_as = Dataset.save_as
 
-    def save_mirrored(self: Dataset, path: Path, **options: bool) -> None:
+    def save_misplaced(self: Dataset, path: Path, **options: bool) -> None:
         if self.SOPClassUID == getattr(uid, sop_class):
             for group in self.get("PerFrameFunctionalGroupsSequence", ()):
                 x, y, z = group.PlanePositionSequence[0].ImagePositionPatient
-                group.PlanePositionSequence[0].ImagePositionPatient = [-x, y, z]
+                group.PlanePositionSequence[0].ImagePositionPatient = [x + 100.0, y, z]
             for region in self.get("ROIContourSequence", ()):
                 for contour in region.get("ContourSequence", ()):
                     contour.ContourData = [-float(value) for value in contour.ContourData]
         save_as(self, path, **options)
 
-    monkeypatch.setattr(Dataset, "save_as", save_mirrored)
+    monkeypatch.setattr(Dataset, "save_as", save_misplaced)
 
     result = run("segment", study, "--out", tmp_path / "out", "--model", model, *EXTRAS)
 
