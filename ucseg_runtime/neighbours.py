@@ -20,6 +20,7 @@ from typing import cast
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.dicom.headers import quiet_pydicom
 from ucseg_runtime.errors import InputError, OutputError, UcsegError
 from ucseg_runtime.inputs import Source, found_in
 from ucseg_runtime.manifest import Manifest
@@ -181,7 +182,8 @@ class _Reader:
 
     def _answer(self, ordinal: int) -> ReadSeries | UcsegError:
         try:
-            return cast(ReadSeries, self._worker.answer())  # what `_read` returns
+            with quiet_pydicom():  # headers come with it, and pydicom looks at their values once more
+                return cast(ReadSeries, self._worker.answer())  # what `_read` returns
         except UcsegError as error:
             return error
         except WorkerDiedError as death:

@@ -16,12 +16,21 @@ from ucseg_runtime.cli.options import (
     JsonOption,
     ModelOption,
     ModeOption,
-    NiftiOption,
     OutOption,
     PrecisionOption,
-    SegTypeOption,
     SkipAirOption,
     ThreadsOption,
+)
+from ucseg_runtime.cli.output_options import (
+    CompressionOption,
+    NiftiOption,
+    NrrdOption,
+    OutputArguments,
+    PreviewOption,
+    RtstructOption,
+    SegTypeOption,
+    UncertaintyOption,
+    ViewerOption,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported
 from ucseg_runtime.cli.server_options import (
@@ -37,7 +46,7 @@ from ucseg_runtime.cli.server_options import (
     UrlOption,
     split_engine,
 )
-from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.config import InferenceOptions, InputOptions
 from ucseg_runtime.errors import EXIT_SOME_FAILED
 from ucseg_runtime.server_options import TlsFiles
 
@@ -80,8 +89,14 @@ def batch(
     engine: EngineOrServerOption = "auto",
     precision: PrecisionOption = "auto",
     gate: GateOption = True,
-    seg_type: SegTypeOption = "binary",
+    viewer: ViewerOption = "any",
+    seg_type: SegTypeOption = None,
+    compression: CompressionOption = None,
+    uncertainty: UncertaintyOption = "pm",
+    rtstruct: RtstructOption = False,
     nifti: NiftiOption = False,
+    nrrd: NrrdOption = False,
+    preview: PreviewOption = False,
     allow_gaps: AllowGapsOption = 0,
     threads: ThreadsOption = 0,
     skip_air: SkipAirOption = True,
@@ -122,7 +137,9 @@ def batch(
             mode=mode,
             server=server,
         )
-        outputs = OutputOptions(seg_type=seg_type, nifti=nifti)
+        outputs = OutputArguments(viewer, seg_type, compression, uncertainty).options(
+            {"rtstruct": rtstruct, "nifti": nifti, "nrrd": nrrd, "preview": preview}
+        )
         options = BatchOptions(names, _shard(shard), redo, settle, lease, InputOptions(allow_gaps=allow_gaps))
         if parquet:
             require_pyarrow()
