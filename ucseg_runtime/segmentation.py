@@ -131,6 +131,7 @@ def on_slices(segmentation: Segmentation, stack: SliceStack) -> Segmentation:
         geometry=stack,
         classes=segmentation.classes,
         engine=segmentation.engine,
+        agreement=segmentation.agreement,
     )
 
 
@@ -156,6 +157,8 @@ class SegmentMeasurement:
         uncertainty_p95: The least stored uncertainty (steps of 1 / 65535) that 95 % of the segment's voxels do not
             exceed, in [0, 1]; NaN for an empty segment.
         largest_diameter_mm: See `largest_diameter_mm`; 0 for an empty segment.
+        between_subnet_dice: How far subnet A and B agree on the class, see `subnet_agreement`; NaN where that was not
+            counted, or where neither found it.
     """
 
     label: int
@@ -165,6 +168,7 @@ class SegmentMeasurement:
     mean_uncertainty: float
     uncertainty_p95: float
     largest_diameter_mm: float
+    between_subnet_dice: float
 
 
 def measure(segmentation: Segmentation) -> tuple[SegmentMeasurement, ...]:
@@ -203,4 +207,7 @@ def _measurement(
         mean_uncertainty=uncertainty / voxels if voxels else float("nan"),
         uncertainty_p95=float(p95) if voxels else float("nan"),
         largest_diameter_mm=largest_diameter_mm(segmentation.label_map, item.label, geometry),
+        between_subnet_dice=next(
+            (counted.dice for counted in segmentation.agreement if counted.label == item.label), float("nan")
+        ),
     )

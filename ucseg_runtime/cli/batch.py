@@ -19,6 +19,7 @@ from ucseg_runtime.cli.options import (
     OutOption,
     PrecisionOption,
     SkipAirOption,
+    SubnetAgreementOption,
     ThreadsOption,
 )
 from ucseg_runtime.cli.output_options import (
@@ -101,6 +102,7 @@ def batch(
     threads: ThreadsOption = 0,
     skip_air: SkipAirOption = True,
     mode: ModeOption = "auto",
+    subnet_agreement: SubnetAgreementOption = False,
     device: DeviceOption = 0,
     url: UrlOption = None,
     triton_mode: TritonModeOption = "tile",
@@ -135,6 +137,7 @@ def batch(
             device=device,
             skip_air=skip_air,
             mode=mode,
+            subnet_agreement=subnet_agreement,
             server=server,
         )
         outputs = OutputArguments(viewer, seg_type, compression, uncertainty).options(

@@ -64,6 +64,9 @@ ExcludeOption = Annotated[
     list[str] | None,
     typer.Option("--exclude", help="Rule that the series must not fit, in the same words.", show_default=False),
 ]
+SubnetAgreementOption = Annotated[
+    bool, typer.Option("--subnet-agreement", help="Measure how far subnet A and B agree; the stages run one by one.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder already holds.")]
 ThreadsOption = Annotated[
     int, typer.Option("--threads", min=0, help="Threads of the engine; 0 means every core allowed.")

@@ -14,6 +14,9 @@ EVIDENTIAL_UNCERTAINTY = DicomCode("uncertainty", PRIVATE_SCHEME, "Evidential un
 """K / Σ(evidence + 1) in (0, 1]. Private: the quantities of DICOM CID 7180 and the measurements of CID 7469 know ADC,
 saliency, entropy and others, but no uncertainty of a classifier."""
 
+BETWEEN_SUBNET_DICE = DicomCode("subnet-dice", PRIVATE_SCHEME, "Dice coefficient between subnets")
+"""Private: public schemes know the Dice coefficient of a segmentation and a reference, not of two networks."""
+
 VOLUME = DicomCode("118565006", "SCT", "Volume")
 MAXIMUM_3D_DIAMETER = DicomCode("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")
 PERCENTILE_95 = DicomCode("371889001", "SCT", "95th Percentile Value of population")

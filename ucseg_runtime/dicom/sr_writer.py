@@ -176,8 +176,9 @@ def _algorithm(identity: RunIdentity) -> sr.AlgorithmIdentification:
 
 def _measurements(references: _References, measurement: SegmentMeasurement) -> list[sr.Measurement]:
     volume = sr.Measurement(codes.VOLUME, round(measurement.volume_ml, _VOLUME_DECIMALS), codes.MILLILITRE)
+    agreement = _agreement(measurement)
     if not measurement.voxels:
-        return [volume]
+        return [volume, *agreement]
     diameter = sr.Measurement(
         codes.MAXIMUM_3D_DIAMETER, round(measurement.largest_diameter_mm, _DIAMETER_DECIMALS), codes.MILLIMETRE
     )
@@ -186,7 +187,16 @@ def _measurements(references: _References, measurement: SegmentMeasurement) -> l
         diameter,
         _uncertainty(references, measurement.mean_uncertainty, codes.MEAN),
         _uncertainty(references, measurement.uncertainty_p95, codes.PERCENTILE_95),
+        *agreement,
     ]
+
+
+def _agreement(measurement: SegmentMeasurement) -> list[sr.Measurement]:
+    """How far the subnets agree, where that was counted."""
+    if math.isnan(measurement.between_subnet_dice):
+        return []
+    dice = round(measurement.between_subnet_dice, _UNCERTAINTY_DECIMALS)
+    return [sr.Measurement(codes.BETWEEN_SUBNET_DICE, dice, codes.NO_UNITS)]
 
 
 def _uncertainty(references: _References, value: float, derivation: Code) -> sr.Measurement:
