@@ -1,0 +1,151 @@
+"""Kill a batch at random moments, start it again, and compare what it leaves with an undisturbed run, as JSON.
+
+    python benchmarks/batch_kills.py [--n 500] [--series 40] [--seed 0] [--minutes 20]
+
+Every kill is SIGKILL of the parent, of one of its workers, or of the whole process group, at a moment drawn from the
+length of an undisturbed run. A round is started again until it ends by itself; then its tree of results must be that
+of the undisturbed run, byte for byte, with nothing else in it. The export is made up: tiny series, and a model that
+sorts voxels by intensity.
+
+`lost`: series without results at the end of a round; `changed`: files that differ; `foreign`: files that should not be
+there; `bad_exits`: rounds whose last start ended with another code than 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tests.batch.exports import write_export, write_model
+
+Target = str
+TARGETS: tuple[Target, ...] = ("parent", "worker", "group")
+
+
+@dataclass
+class Findings:
+    """What was counted over all rounds."""
+
+    kills: Counter[Target] = field(default_factory=Counter)
+    rounds: int = 0
+    starts: int = 0
+    lost: int = 0
+    changed: int = 0
+    foreign: int = 0
+    bad_exits: int = 0
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=500, help="kills")
+    parser.add_argument("--series", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=20.0, help="no round is begun after this time")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found, seconds = killed_rounds(
+            Path(folder),
+            arguments.n,
+            arguments.series,
+            random.Random(arguments.seed),  # noqa: S311  (moments to kill at, no secrets)
+            arguments.minutes,
+        )
+    figures = asdict(found) | {"series": arguments.series, "undisturbed_s": round(seconds, 1), "seed": arguments.seed}
+    print(json.dumps(figures, indent=2))
+
+
+def killed_rounds(folder: Path, kills: int, series: int, rng: random.Random, minutes: float) -> tuple[Findings, float]:
+    """Rounds until so many kills were done or the time is over; the findings, and an undisturbed run's seconds."""
+    export = write_export(folder / "export", series)
+    model = write_model(folder / "model")
+    begun = time.monotonic()
+    subprocess.run(command(export, folder / "undisturbed", model), check=True, capture_output=True)
+    seconds = time.monotonic() - begun
+    expected = digests(folder / "undisturbed")
+    found = Findings()
+    while found.kills.total() < kills and time.monotonic() - begun < 60.0 * minutes:
+        out = folder / f"round {found.rounds}"
+        one_round(command(export, out, model), seconds, rng, found, kills)
+        judge(digests(out), expected, found)
+        found.rounds += 1
+    return found, seconds
+
+
+def command(export: Path, out: Path, model: Path) -> list[str]:
+    """A batch in a program of its own."""
+    program = "from ucseg_runtime.cli.app import main; main()"
+    return [sys.executable, "-c", program, "batch", str(export), "--out", str(out), "--model", str(model), "--json"]
+
+
+def one_round(batch: list[str], seconds: float, rng: random.Random, found: Findings, kills: int) -> None:
+    """Start, kill at a random moment, and start again until a start ends by itself without a kill."""
+    while True:
+        found.starts += 1
+        process = subprocess.Popen(batch, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        is_last = found.kills.total() >= kills or rng.random() < 0.1
+        if is_last:
+            found.bad_exits += process.wait() != 0
+            return
+        try:
+            process.wait(rng.uniform(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            target = rng.choice(TARGETS)
+            kill(process.pid, target, rng)
+            found.kills[target] += 1
+        status = process.wait()
+        orphans_gone(process.pid)
+        if status == 0:
+            return
+
+
+def kill(parent: int, target: Target, rng: random.Random) -> None:
+    """SIGKILL; where there is no worker just now, the parent."""
+    if target == "group":
+        os.killpg(parent, signal.SIGKILL)
+        return
+    workers = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    os.kill(rng.choice(workers) if target == "worker" and workers else parent, signal.SIGKILL)
+
+
+def orphans_gone(group: int) -> None:
+    """Wait until the workers of a killed parent have noticed that."""
+    deadline = time.monotonic() + 60.0
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise TimeoutError("workers outlive their parent by a minute")
+
+
+def digests(out: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder of results, state left out."""
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and not path.relative_to(out).parts[0].startswith(".ucseg-batch")
+    }
+
+
+def judge(found_files: dict[str, str], expected: dict[str, str], found: Findings) -> None:
+    """Compare a tree with that of the undisturbed run."""
+    found.lost += sum(name not in found_files for name in expected if name.endswith("record.json"))
+    found.changed += sum(found_files.get(name, digest) != digest for name, digest in expected.items())
+    found.foreign += sum(name not in expected for name in found_files)
+
+
+if __name__ == "__main__":
+    main()

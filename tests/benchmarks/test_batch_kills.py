@@ -1,0 +1,31 @@
+"""A batch that is killed again and again ends with the tree of an undisturbed one."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.batch_kills import Findings, judge, killed_rounds
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_five_kills_over_eight_series_lose_and_change_nothing(tmp_path: Path) -> None:
+    found, _ = killed_rounds(tmp_path, 5, 8, random.Random(3), minutes=8.0)  # noqa: S311  (moments to kill at, no secrets)
+
+    assert found.kills.total() >= 5
+    assert (found.lost, found.changed, found.foreign, found.bad_exits) == (0, 0, 0, 0)
+
+
+def test_the_judge_sees_what_is_lost_changed_and_foreign() -> None:
+    found = Findings()
+
+    judge(
+        {"a/record.json": "1", "a/x": "9", "b/left": "0"},
+        {"a/record.json": "1", "a/x": "2", "b/record.json": "3"},
+        found,
+    )
+
+    assert (found.lost, found.changed, found.foreign) == (1, 1, 1)
