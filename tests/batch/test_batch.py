@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_export(tmp_path_factory.mktemp("export"), 4, studies=2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model: Path, export: Path) -> Path:
+    """Everything of the export, done."""
+    out = tmp_path_factory.mktemp("finished") / "out"
+    batch(export, out, model, "--engine", "openvino")
+    return out
+
+
+@pytest.fixture
+def done(tmp_path: Path, finished: Path) -> Path:
+    """A copy of it, to be harmed."""
+    return shutil.copytree(finished, tmp_path / "out")
 
 
 def run(*arguments: object) -> Result:
@@ -70,30 +85,25 @@ def test_every_kind_of_series_has_its_outcome(tmp_path: Path, model: Path) -> No
     assert not any(canary in text for canary in PHI_CANARIES for text in (said, names))
 
 
-def test_results_are_those_of_single_runs(tmp_path: Path, model: Path, export: Path) -> None:
-    report = batch(export, tmp_path / "out", model)
+def test_results_are_those_of_single_runs(tmp_path: Path, model: Path, export: Path, finished: Path) -> None:
+    record = sorted(finished.rglob(RECORD))[2]
+    uid = json.loads(record.read_text())["series_uid"]
 
-    series = report["series"]
-    assert isinstance(series, list)
-    assert [item["state"] for item in series] == ["segmented"] * 4
-    alone = run(
-        "segment", export, "--series", series[2]["series_uid"], "--out", tmp_path / "alone", "--model", model, "--json"
-    )
+    alone = run("segment", export, "--series", uid, "--out", tmp_path, "--model", model, "--engine", "openvino")
+
     assert alone.exit_code == 0, alone.output
-    folder = tmp_path / "out" / series[2]["folder"]
-    for path in (tmp_path / "alone").iterdir():
-        assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (record.parent / path.name).read_bytes(), path.name
 
 
-def test_second_run_does_nothing(tmp_path: Path, model: Path, export: Path) -> None:
-    batch(export, tmp_path / "out", model)
-    before, content = records(tmp_path / "out"), tree(tmp_path / "out")
+def test_second_run_does_nothing(done: Path, model: Path, export: Path) -> None:
+    before, content = records(done), tree(done)
 
-    report = batch(export, tmp_path / "out", model)
+    report = batch(export, done, model, "--engine", "openvino")
 
     assert report["counts"] == {"done": 4}
-    assert (records(tmp_path / "out"), tree(tmp_path / "out")) == (before, content)
-    assert len(rows_of(tmp_path / "out" / "summary.csv")) == 4, "the tables are whole again"
+    assert (records(done), tree(done)) == (before, content)
+    assert len(rows_of(done / "summary.csv")) == 4, "the tables are whole again"
 
 
 def damage_result(out: Path) -> None:
@@ -114,27 +124,29 @@ def break_record(out: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [damage_result, lose_result, lose_record, break_record])
-def test_what_is_damaged_or_lost_is_done_again(tmp_path: Path, model: Path, export: Path, harm: object) -> None:
-    batch(export, tmp_path / "out", model)
-    content = tree(tmp_path / "out")
-    harm(tmp_path / "out")  # type: ignore[operator]
+def test_what_is_damaged_or_lost_is_done_again(done: Path, model: Path, export: Path, harm: object) -> None:
+    content = tree(done)
+    harm(done)  # type: ignore[operator]
 
-    report = batch(export, tmp_path / "out", model)
+    report = batch(export, done, model, "--engine", "openvino")
 
-    assert report["counts"] == {"done": 3, "segmented": 1} or report["counts"] == {"segmented": 1, "done": 3}
-    assert tree(tmp_path / "out") == content
+    assert report["counts"] in ({"done": 3, "segmented": 1}, {"segmented": 1, "done": 3})
+    assert tree(done) == content
 
 
 @pytest.mark.parametrize(
-    ("option", "segmented"), [(("--redo",), 4), (("--seg-type", "labelmap"), 4), (("--engine", "onnxruntime"), 4)]
+    "option",
+    [
+        ("--redo", "--engine", "openvino"),
+        ("--seg-type", "labelmap", "--engine", "openvino"),
+        ("--engine", "onnxruntime"),
+    ],
+    ids=["redo", "settings", "engine"],
 )
 def test_other_settings_and_engines_are_other_results(
-    tmp_path: Path, model: Path, export: Path, option: tuple[str, ...], segmented: int
+    done: Path, model: Path, export: Path, option: tuple[str, ...]
 ) -> None:
-    batch(export, tmp_path / "out", model, "--engine", "openvino")
-
-    engine = () if "--engine" in option else ("--engine", "openvino")
-    assert batch(export, tmp_path / "out", model, *engine, *option)["counts"] == {"segmented": segmented}
+    assert batch(export, done, model, *option)["counts"] == {"segmented": 4}
 
 
 def test_series_that_grew_is_done_again(tmp_path: Path, model: Path) -> None:
@@ -150,15 +162,14 @@ def test_series_that_grew_is_done_again(tmp_path: Path, model: Path) -> None:
     assert report["counts"] == {"done": 1, "segmented": 1} or report["counts"] == {"segmented": 1, "done": 1}
 
 
-def test_shards_share_the_series_without_rest(tmp_path: Path, model: Path, export: Path) -> None:
+def test_shards_share_the_series_without_rest(tmp_path: Path, model: Path, export: Path, finished: Path) -> None:
     for index in (1, 2, 3):
-        batch(export, tmp_path / "parts", model, "--shard", f"{index}/3")
-    batch(export, tmp_path / "whole", model)
+        batch(export, tmp_path / "parts", model, "--engine", "openvino", "--shard", f"{index}/3")
 
-    assert tree(tmp_path / "parts") == tree(tmp_path / "whole")
+    assert tree(tmp_path / "parts") == tree(finished)
     shares = [rows_of(path) for path in (tmp_path / "parts").glob("summary-*-of-3.csv")]
     assert sorted(row["series"] for share in shares for row in share) == [
-        row["series"] for row in sorted(rows_of(tmp_path / "whole" / "summary.csv"), key=lambda row: row["series"])
+        row["series"] for row in sorted(rows_of(finished / "summary.csv"), key=lambda row: row["series"])
     ]
 
 
