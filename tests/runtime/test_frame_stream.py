@@ -20,6 +20,15 @@ def test_chunks_of_any_size_give_all_frames_in_order(chunk: int) -> None:
     assert b"".join(iter(lambda: stream.read(chunk), b"")) == JOINED
 
 
+@pytest.mark.parametrize("chunk", [1, 63, 1000])
+def test_odd_number_of_bytes_is_made_even(chunk: int) -> None:
+    frames = [np.full((3, 7), number, dtype=np.uint8) for number in range(3)]
+    stream = frame_stream(frames)
+
+    assert b"".join(iter(lambda: stream.read(chunk), b"")) == b"".join(f.tobytes() for f in frames) + b"\0"
+    assert stream.seek(0, os.SEEK_END) == 64
+
+
 def test_stream_can_be_read_from_any_place() -> None:
     stream = frame_stream(FRAMES)
     assert stream.seek(0, os.SEEK_END) == len(JOINED)

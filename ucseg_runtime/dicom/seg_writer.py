@@ -128,8 +128,8 @@ def _read_back(path: Path, segmentation: Segmentation, study: SourceStudy, encod
         if frame.segment:
             figures.add(frame, frame.segment, stored.astype(np.uint8, copy=False))
         else:
-            for label in range(1, len(segmentation.classes) + 1):
-                figures.add(frame, label, np.equal(stored, label).view(np.uint8))
+            for label in np.flatnonzero(np.bincount(stored.ravel())[1:]) + 1:  # those that this slice holds
+                figures.add(frame, int(label), np.equal(stored, label).view(np.uint8))
     figures.check(_voxels(segmentation, encoding))
     return read.header
 
