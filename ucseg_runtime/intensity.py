@@ -251,6 +251,27 @@ def in_network_order(channels: Float32Array, rule: Intensity) -> Float32Array:
     return channels[::-1] if rule.channel_order == "bgr" else channels
 
 
+def as_network_takes(channels: Float32Array, rule: Intensity, count: int) -> Float32Array:
+    """Channels in the order of the network, grey repeated as often as the network has channels; contiguous.
+
+    Args:
+        channels: Shape (channels, …); red, green, blue, or one channel of grey.
+        rule: From the manifest.
+        count: Channels of the network.
+
+    Returns:
+        float32, shape (count, …); `channels` itself where nothing is to be done.
+
+    Raises:
+        InputError: See `in_network_order`; or the channels of the image cannot become those of the network.
+    """
+    ordered = in_network_order(channels, rule)
+    if len(channels) not in (1, count):
+        raise InputError(f"the image has {len(channels)} channels; the network takes {count}.")
+    repeated = ordered if len(ordered) == count else np.repeat(ordered, count, axis=0)
+    return np.ascontiguousarray(repeated)
+
+
 def _between(low: float, high: float) -> _ClippedLinear:
     return _ClippedLinear(shift=low, scale=_divisor(low, high, high - low), low=low, high=high)
 

@@ -43,7 +43,7 @@ def segment_volume(
         BackendError: The engine failed or returned something unusable.
     """
     started = time.perf_counter()
-    prepared = preprocess(volume, spec.preprocessing, skip_air=options.skip_air)
+    prepared = preprocess(volume, spec.preprocessing, channels=spec.channels, skip_air=options.skip_air)
     plan = plan_tiles(prepared.spatial_shape, spec.tiling, prepared.region)
     canvas = Stitcher(plan, spec.probability_channels)
     restoration = Restoration(prepared, volume.geometry, spec, keep_probabilities=options.keep_probabilities)

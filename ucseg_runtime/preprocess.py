@@ -15,7 +15,7 @@ from ucseg_runtime.arrays import Float32Array, Float64Array, Slices3
 from ucseg_runtime.body import body_box
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.intensity import apply_intensity as apply_intensity
-from ucseg_runtime.intensity import intensity_map
+from ucseg_runtime.intensity import as_network_takes, intensity_map
 from ucseg_runtime.manifest import Preprocessing
 from ucseg_runtime.resampling import resample
 from ucseg_runtime.tiling import Tile
@@ -50,11 +50,11 @@ class Prepared:
     """A volume as the network sees it, and how it came to be.
 
     Attributes:
-        voxels: float32, shape (z, y, x), network input units.
+        voxels: float32, shape (channels, z, y, x), network input units, channels as the network takes them.
         geometry: Model grid.
         oriented: Source grid after orientation, before resampling; same box of tissue as `geometry`.
         orientation: How the source grid was turned.
-        padding_value: Network input of the space outside the volume.
+        padding: Network input of the space outside the volume, float32, shape (channels,).
         region: Box of the model grid that the network has to look at: all of it, or the patient alone.
     """
 
@@ -62,7 +62,7 @@ class Prepared:
     geometry: VolumeGeometry
     oriented: VolumeGeometry
     orientation: Orientation
-    padding_value: float
+    padding: Float32Array
     region: Slices3
 
     @property
@@ -74,12 +74,13 @@ class Prepared:
         """Copy tiles out of the volume; what lies outside is padding.
 
         Returns:
-            float32, C-contiguous, shape (tiles, 1, z, y, x), network input units.
+            float32, C-contiguous, shape (tiles, channels, z, y, x), network input units.
         """
-        batch = np.full((len(tiles), 1, *tiles[0].shape), self.padding_value, dtype=np.float32)
-        for target, tile in zip(batch[:, 0], tiles, strict=True):
+        batch = np.empty((len(tiles), len(self.voxels), *tiles[0].shape), dtype=np.float32)
+        batch[...] = self.padding[:, None, None, None]
+        for target, tile in zip(batch, tiles, strict=True):
             inside, within = tile.overlap_with(self.spatial_shape)
-            target[within] = self.voxels[inside]
+            target[(slice(None), *within)] = self.voxels[(slice(None), *inside)]
         return batch
 
 
@@ -120,41 +121,49 @@ def resample_nearest(voxels: npt.NDArray[_Voxel], shape: tuple[int, int, int]) -
 
 
 def resample_to_model_grid(volume: Volume, spec: Preprocessing) -> tuple[Float32Array, VolumeGeometry, Orientation]:
-    """Orient and resample, keeping modality units: float32 voxels, the model grid, and the turn that was made."""
+    """Orient and resample one channel, keeping modality units.
+
+    Returns:
+        float32 voxels, shape (z, y, x); the model grid; and the turn that was made.
+    """
     orientation = _orientation_of(volume.geometry, spec)
     grid = _regridded(orientation.apply_to_geometry(volume.geometry), spec)
-    source = orientation.apply(volume.voxels)
-    if spec.interpolation == "nearest":
-        resampled = resample_nearest(source, grid.shape).astype(np.float32)
-    else:
-        resampled = resample(source, grid.shape)
-    return np.maximum(resampled, np.float32(spec.padding_value), out=resampled), grid, orientation
+    return _on_grid(orientation.apply(volume.voxels), grid.shape, spec), grid, orientation
 
 
-def preprocess(volume: Volume, spec: Preprocessing, *, skip_air: bool = False) -> Prepared:
+def preprocess(volume: Volume, spec: Preprocessing, *, channels: int = 1, skip_air: bool = False) -> Prepared:
     """Bring a volume to the model grid and to the network's input range.
 
+    Every channel goes its own way; rules that look at the voxels look at one channel.
+
     Args:
-        volume: Any orientation and spacing; voxels in modality units. One channel of a colour image at a time.
+        volume: Any orientation and spacing; voxels in modality units.
         spec: What the model fixes.
+        channels: Of the network; grey images are repeated.
         skip_air: Whether the air and table around the patient need not be looked at; for CT alone, since other
             modalities have no value that means air.
 
     Returns:
         The volume in the network's units, with what is needed to map results back to the source grid.
+
+    Raises:
+        InputError: The image has neither one channel nor those of the network.
     """
-    voxels, grid, orientation = resample_to_model_grid(volume, spec)
-    region = body_box(voxels, grid.spacing_mm) if skip_air and volume.modality == "CT" else _all_of(grid.shape)
-    to_input = intensity_map(voxels, spec.intensity)
-    padding = to_input(np.full((1,), spec.padding_value, dtype=np.float32))
-    for plane in voxels:  # in place, slice by slice: interpolation between knots takes eight bytes a voxel
-        plane[...] = to_input(plane)
+    orientation = _orientation_of(volume.geometry, spec)
+    oriented = orientation.apply_to_geometry(volume.geometry)
+    grid = _regridded(oriented, spec)
+    resampled = [_on_grid(orientation.apply(channel), grid.shape, spec) for channel in volume.channels]
+    look_for_body = skip_air and volume.modality == "CT"
+    region = body_box(resampled[0], grid.spacing_mm) if look_for_body else _all_of(grid.shape)
+    padding = np.array([_to_input_range(channel, spec) for channel in resampled], dtype=np.float32)
+    # A view of the one channel that most images have: a copy would be a second volume.
+    voxels = resampled[0][None] if len(resampled) == 1 else np.stack(resampled)
     return Prepared(
-        voxels=voxels,
+        voxels=as_network_takes(voxels, spec.intensity, channels),
         geometry=grid,
-        oriented=orientation.apply_to_geometry(volume.geometry),
+        oriented=oriented,
         orientation=orientation,
-        padding_value=float(padding[0]),
+        padding=as_network_takes(padding, spec.intensity, channels),
         region=region,
     )
 
@@ -162,6 +171,24 @@ def preprocess(volume: Volume, spec: Preprocessing, *, skip_air: bool = False) -
 def model_grid_of(geometry: VolumeGeometry, spec: Preprocessing) -> VolumeGeometry:
     """The grid that `preprocess` brings a volume of this geometry to."""
     return _regridded(_orientation_of(geometry, spec).apply_to_geometry(geometry), spec)
+
+
+def _on_grid(source: npt.NDArray[_Voxel], shape: tuple[int, int, int], spec: Preprocessing) -> Float32Array:
+    """One channel, oriented, in `shape` voxels: float32, modality units, not below the padding."""
+    if spec.interpolation == "nearest":
+        resampled = resample_nearest(source, shape).astype(np.float32)
+    else:
+        resampled = resample(source, shape)
+    return np.maximum(resampled, np.float32(spec.padding_value), out=resampled)
+
+
+def _to_input_range(voxels: Float32Array, spec: Preprocessing) -> float:
+    """Map one channel to the network's input range in place; the network input of the space outside of it."""
+    to_input = intensity_map(voxels, spec.intensity)
+    padding = to_input(np.full((1,), spec.padding_value, dtype=np.float32))
+    for plane in voxels:  # slice by slice: interpolation between knots takes eight bytes a voxel
+        plane[...] = to_input(plane)
+    return float(padding[0])
 
 
 def _all_of(shape: tuple[int, int, int]) -> Slices3:

@@ -168,17 +168,17 @@ def test_padding_is_mapped_like_a_voxel_of_the_volume(rule: Intensity) -> None:
     image[0, 0, 0] = 0.0
     spec = Preprocessing(spacing_mm=(2.0, 1.0, 1.0), intensity=rule, padding_value=0.0)
     prepared = preprocess(Volume(image, centred_geometry(image.shape, (2.0, 1.0, 1.0), STRAIGHT_ZYX), "MR"), spec)
-    assert prepared.padding_value == prepared.voxels[0, 0, 0]
-    np.testing.assert_array_equal(prepared.voxels, apply_intensity(image, rule))
+    assert prepared.padding[0] == prepared.voxels[0, 0, 0, 0]
+    np.testing.assert_array_equal(prepared.voxels[0], apply_intensity(image, rule))
 
 
 def test_statistics_are_of_the_volume_on_the_model_grid() -> None:
     image = np.random.default_rng(4).normal(size=(8, 8, 8)).astype(np.float32)
     spec = Preprocessing(spacing_mm=(2.0, 2.0, 2.0), intensity=ZScore(), padding_value=-9.0)
     prepared = preprocess(Volume(image, centred_geometry(image.shape, (1.0, 1.0, 1.0), STRAIGHT_ZYX), "MR"), spec)
-    assert prepared.voxels.shape == (4, 4, 4)
-    assert prepared.voxels.mean() == pytest.approx(0.0, abs=1e-6)
-    assert prepared.voxels.std() == pytest.approx(1.0, rel=1e-6)
+    assert prepared.voxels[0].shape == (4, 4, 4)
+    assert prepared.voxels[0].mean() == pytest.approx(0.0, abs=1e-6)
+    assert prepared.voxels[0].std() == pytest.approx(1.0, rel=1e-6)
 
 
 def test_channels_are_turned_for_a_network_that_takes_blue_first() -> None:
@@ -269,7 +269,7 @@ def test_planes_of_one_size_keep_their_slices_and_their_box_of_tissue() -> None:
         plane_shape=(8, 12), orientation="acquired", interpolation="nearest", intensity=Identity(), padding_value=0.0
     )
     prepared = preprocess(Volume(image, geometry, "MR"), spec)
-    np.testing.assert_array_equal(prepared.voxels, image.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_array_equal(prepared.voxels[0], image.repeat(2, 1).repeat(2, 2))
     np.testing.assert_allclose(prepared.geometry.spacing_mm, (8.0, 0.75, 0.75))
     np.testing.assert_allclose(
         prepared.geometry.lps_from_index((0, -0.5, -0.5)), geometry.lps_from_index((0, -0.5, -0.5))
@@ -281,9 +281,9 @@ def test_acquired_orientation_leaves_the_axes_as_they_are() -> None:
     sagittal = centred_geometry(image.shape, (3.0, 1.0, 1.0), STRAIGHT[:, [0, 2, 1]])  # slices along the patient's x
     volume = Volume(image, sagittal, "MR")
     spec = Preprocessing(plane_shape=(3, 4), orientation="acquired", intensity=Identity(), padding_value=0.0)
-    np.testing.assert_array_equal(preprocess(volume, spec).voxels, image)
+    np.testing.assert_array_equal(preprocess(volume, spec).voxels[0], image)
     turned = preprocess(volume, Preprocessing(spacing_mm=(1.0, 1.0, 3.0), intensity=Identity(), padding_value=0.0))
-    assert turned.voxels.shape != image.shape
+    assert turned.voxels[0].shape != image.shape
 
 
 @pytest.mark.parametrize("grid", [{}, {"spacing_mm": [1, 1, 1], "plane_shape": [4, 4]}])

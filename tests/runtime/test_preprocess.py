@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from tests.volume_phantom import OBLIQUE, STRAIGHT, centred_geometry, orientations
+from ucseg_runtime.errors import InputError
+from ucseg_runtime.geometry import VolumeGeometry
+from ucseg_runtime.intensity import DivideBy255, Identity
 from ucseg_runtime.manifest import PiecewiseLinear, Preprocessing
 from ucseg_runtime.preprocess import apply_intensity, model_grid, orientation_to_lps, preprocess
 from ucseg_runtime.tiling import Tile
@@ -74,17 +77,17 @@ def test_voxels_below_air_count_as_air() -> None:
     spec = SPEC.model_copy(update={"intensity": PiecewiseLinear(knots=((-3000.0, 0.0), (0.0, 1.0)))})
     geometry = centred_geometry((2, 4, 4), (2.0, 1.0, 1.0), STRAIGHT[:, ::-1])
     prepared = preprocess(Volume(np.full((2, 4, 4), -2048, np.int16), geometry, "CT"), spec)
-    np.testing.assert_allclose(prepared.voxels, prepared.padding_value)
-    assert prepared.padding_value == pytest.approx(2 / 3)
+    np.testing.assert_allclose(prepared.voxels[0], prepared.padding[0])
+    assert prepared.padding[0] == pytest.approx(2 / 3)
 
 
 def test_prepared_volume_lies_on_the_model_grid_in_network_units() -> None:
     geometry = centred_geometry((10, 20, 20), (1.0, 1.0, 0.5), STRAIGHT[:, ::-1])
     prepared = preprocess(Volume(np.full((10, 20, 20), 150, np.int16), geometry, "CT"), SPEC)
-    assert prepared.voxels.dtype == np.float32
-    assert prepared.spatial_shape == prepared.voxels.shape == (5, 20, 10)
+    assert prepared.voxels[0].dtype == np.float32
+    assert prepared.spatial_shape == prepared.voxels[0].shape == (5, 20, 10)
     np.testing.assert_allclose(prepared.geometry.spacing_mm, SPEC.spacing_mm)
-    np.testing.assert_allclose(prepared.voxels, 0.75, atol=1e-6)
+    np.testing.assert_allclose(prepared.voxels[0], 0.75, atol=1e-6)
 
 
 def test_read_pads_what_lies_outside_and_copies_what_lies_inside() -> None:
@@ -94,8 +97,39 @@ def test_read_pads_what_lies_outside_and_copies_what_lies_inside() -> None:
     assert batch.shape == (2, 1, 4, 4, 4)
     assert batch.dtype == np.float32
     assert batch.flags.c_contiguous
-    expected = np.full((4, 4, 4), prepared.padding_value)
+    expected = np.full((4, 4, 4), prepared.padding[0])
     expected[1:4, 0:4, 0:3] = 0.75
     np.testing.assert_allclose(batch[0, 0], expected, atol=1e-6)
     batch[...] = 9.0
-    assert prepared.voxels.max() < 1.0
+    assert prepared.voxels[0].max() < 1.0
+
+
+def test_channels_of_a_colour_image_go_their_own_way_in_the_order_of_the_network() -> None:
+    rgb = np.stack([np.full((2, 4, 4), value, dtype=np.uint8) for value in (255, 102, 51)])
+    geometry = VolumeGeometry(np.eye(4), (2, 4, 4))
+    spec = Preprocessing(
+        plane_shape=(2, 2), orientation="acquired", intensity=DivideBy255(channel_order="bgr"), padding_value=0.0
+    )
+    prepared = preprocess(Volume(rgb, geometry, "ES"), spec, channels=3)
+    assert prepared.voxels.shape == (3, 2, 2, 2)
+    np.testing.assert_allclose(prepared.voxels[:, 0, 0, 0], [0.2, 0.4, 1.0], rtol=1e-6)
+    np.testing.assert_array_equal(prepared.padding, [0, 0, 0])
+    batch = prepared.read((Tile((1, -1, 0), (1, 4, 4)),))
+    assert batch.shape == (1, 3, 1, 4, 4)
+    np.testing.assert_allclose(batch[0, 2, 0, 1:3, :2], 1.0, rtol=1e-6)
+    assert not batch[0, 2, 0, 0].any(), "outside is padding"
+
+
+def test_grey_image_is_repeated_for_a_network_of_colour() -> None:
+    volume = Volume(np.full((1, 4, 4), 51, dtype=np.uint8), VolumeGeometry(np.eye(4), (1, 4, 4)), "US")
+    spec = Preprocessing(
+        plane_shape=(4, 4), orientation="acquired", intensity=DivideBy255(channel_order="bgr"), padding_value=0.0
+    )
+    np.testing.assert_allclose(preprocess(volume, spec, channels=3).voxels, np.full((3, 1, 4, 4), 0.2))
+
+
+def test_colour_image_is_refused_by_a_network_of_one_channel() -> None:
+    volume = Volume(np.zeros((3, 1, 4, 4), dtype=np.uint8), VolumeGeometry(np.eye(4), (1, 4, 4)), "US")
+    spec = Preprocessing(plane_shape=(4, 4), orientation="acquired", intensity=Identity(), padding_value=0.0)
+    with pytest.raises(InputError, match="3 channels; the network takes 1"):
+        preprocess(volume, spec)

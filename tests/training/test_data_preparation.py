@@ -73,8 +73,8 @@ def test_image_is_what_the_deployed_model_sees(tmp_path: Path, rule: dict[str, A
     spec = dataset(preprocessing={"spacing_mm": spacing, "intensity": rule, "padding_value": -200})
     sample = prepare_case(entry(tmp_path), spec).sample
     deployed = preprocess(Volume(random_volume(0, SHAPE), GRID, "CT"), spec.preprocessing)
-    np.testing.assert_array_equal(sample.image, deployed.voxels[None])
-    assert sample.padding.tolist() == [np.float32(deployed.padding_value)]
+    np.testing.assert_array_equal(sample.image, deployed.voxels)
+    assert sample.padding.tolist() == [np.float32(deployed.padding[0])]
     assert sample.image.dtype == np.float32
 
 
@@ -191,7 +191,7 @@ def test_both_conventions_of_pancreas_files_give_the_deployed_values(tmp_path: P
     """Files scaled to [0, 1], and files with a z-score over the label's box, which the deployed model cannot know."""
     hu = random_volume(6, SHAPE, -600.0, 600.0)
     spec = hdf5_spec(intensity={"kind": "min_max"})
-    deployed = preprocess(Volume(hu, GRID, "CT"), spec.preprocessing).voxels
+    deployed = preprocess(Volume(hu, GRID, "CT"), spec.preprocessing).voxels[0]
     window = np.clip(hu, -125.0, 275.0)
     for stored in ((window + 125.0) / 400.0, (window - window.mean()) / window.std()):
         sample = prepare_case(hdf5_entry(tmp_path, stored.astype(np.float32)), spec).sample
@@ -203,7 +203,7 @@ def test_values_in_modality_units_take_the_deployed_rule_and_the_crop(tmp_path: 
     hu = random_volume(7, SHAPE)
     spec = hdf5_spec(cropped=False)
     sample = prepare_case(hdf5_entry(tmp_path, hu), spec).sample
-    deployed = preprocess(Volume(hu, GRID, "CT"), spec.preprocessing).voxels
+    deployed = preprocess(Volume(hu, GRID, "CT"), spec.preprocessing).voxels[0]
     np.testing.assert_array_equal(sample.image[0], deployed[:, 4:18, 6:22])
 
 

@@ -61,8 +61,8 @@ def test_la(tmp_path: Path) -> None:
     spec = load_dataset_spec("la").preprocessing
     geometry = centred_geometry(SHAPE, (0.625, 0.625, 0.625), AXIAL)
     deployed = preprocess(Volume(cases["C7"], geometry, "MR"), spec)
-    np.testing.assert_allclose(sample.image[0], deployed.voxels, atol=1e-5)
-    assert deployed.padding_value < sample.padding[0] + 0.1
+    np.testing.assert_allclose(sample.image[0], deployed.voxels[0], atol=1e-5)
+    assert deployed.padding[0] < sample.padding[0] + 0.1
 
 
 def test_la_from_whole_volumes_is_cut_around_its_label(tmp_path: Path) -> None:
@@ -107,8 +107,8 @@ def test_pancreas_ct(tmp_path: Path) -> None:
     sample = prepared.of("train")[0].load()
     geometry = centred_geometry(SHAPE, (1.0, 1.0, 1.0), AXIAL)
     deployed = preprocess(Volume(hu["image0002"], geometry, "CT"), load_dataset_spec("pancreas_ct").preprocessing)
-    np.testing.assert_allclose(sample.image[0], deployed.voxels, atol=1e-6)
-    assert sample.padding[0] == deployed.padding_value == 0.0
+    np.testing.assert_allclose(sample.image[0], deployed.voxels[0], atol=1e-6)
+    assert sample.padding[0] == deployed.padding[0] == 0.0
     np.testing.assert_array_equal(sample.label_map, LABELS)
 
 
@@ -181,8 +181,8 @@ def test_brats2019(tmp_path: Path) -> None:
     # The deployed model sees the whole volume, air around the brain included, and the same values inside.
     geometry = centred_geometry((10, 20, 22), (1.0, 1.0, 1.0), AXIAL)
     deployed = preprocess(Volume(brain(0), geometry, "MR"), load_dataset_spec("brats2019").preprocessing)
-    np.testing.assert_allclose(sample.image[0], deployed.voxels[box], atol=1e-5)
-    assert deployed.voxels.shape == (10, 20, 22)
+    np.testing.assert_allclose(sample.image[0], deployed.voxels[0][box], atol=1e-5)
+    assert deployed.voxels[0].shape == (10, 20, 22)
 
 
 def test_brats2019_from_nifti(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_acdc(tmp_path: Path) -> None:
     deployed = preprocess(
         Volume(volumes["patient004_frame02"], geometry, "MR"), load_dataset_spec("acdc").preprocessing
     )
-    np.testing.assert_allclose(volume.image[1], deployed.voxels, atol=1e-6)
+    np.testing.assert_allclose(volume.image[1], deployed.voxels[0], atol=1e-6)
 
 
 def test_acdc_slices_of_a_test_patient_are_refused(tmp_path: Path) -> None:

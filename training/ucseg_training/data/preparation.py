@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ucseg_runtime.arrays import Float32Array, UInt8Array
-from ucseg_runtime.intensity import apply_intensity, in_network_order
+from ucseg_runtime.intensity import apply_intensity, as_network_takes
 from ucseg_runtime.manifest import Preprocessing
 from ucseg_runtime.preprocess import Prepared, preprocess, resample_nearest
 from ucseg_runtime.volume import Volume
@@ -56,12 +56,12 @@ def prepare_case(entry: CaseEntry, spec: DatasetSpec) -> PreparedCase:
 def prepare_source(source: SourceCase, spec: DatasetSpec, name: str, patient: str) -> Sample:
     """Orient, resample and normalise; shape (channels, z, y, x), not cut."""
     channels = [_prepared(channel, source, spec) for channel in source.image.voxels]
-    padding = np.array([channel.padding_value for channel in channels], dtype=np.float32)
+    padding = np.concatenate([channel.padding for channel in channels])
     label_map = None if source.label_map is None else _label_on(channels[0], source.label_map, spec)
     return Sample(
         name=name,
         patient=patient,
-        image=_as_network_takes(np.stack([channel.voxels for channel in channels]), spec),
+        image=_as_network_takes(np.concatenate([channel.voxels for channel in channels]), spec),
         label_map=label_map,
         known=None,
         padding=_as_network_takes(padding, spec),
@@ -77,8 +77,7 @@ def in_input_units(source: SourceCase, spec: DatasetSpec) -> Float32Array:
 
 def _as_network_takes(channels: Float32Array, spec: DatasetSpec) -> Float32Array:
     """Channels in the order of the network, grey repeated as often as it has channels; contiguous."""
-    ordered = in_network_order(channels, spec.preprocessing.intensity)
-    return np.ascontiguousarray(np.repeat(ordered, spec.channels // len(channels), axis=0))
+    return as_network_takes(channels, spec.preprocessing.intensity, spec.channels)
 
 
 def _prepared(channel: Float32Array, source: SourceCase, spec: DatasetSpec) -> Prepared:
