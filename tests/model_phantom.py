@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class ModelPhantom:
         ramp: Added to the intensity per step along the first axis of the network, whichever that is.
         largest_component: Labels of which only the largest component is kept.
         shift_b: Added to the intensity that subnet B sees, so that the subnets differ.
+        channel_weights: The intensity is the sum of the channels, in the network's order, with these factors.
+        changes: Fields of the manifest that are others than those of a model for CT.
     """
 
     centres: tuple[float, ...] = (0.0, 0.5, 1.0)
@@ -56,6 +58,8 @@ class ModelPhantom:
     ramp: float = 0.0
     largest_component: tuple[int, ...] = ()
     shift_b: float = 0.0
+    channel_weights: tuple[float, ...] = (1.0,)
+    changes: Mapping[str, object] = field(default_factory=dict)
 
     def fused_logits(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """What the UPG gives for tiles of shape (tiles, 1, z, y, x), when the ramp is 0."""
@@ -102,7 +106,8 @@ class ModelPhantom:
         scale = np.float32(factor * self.sharpness)
         first = self.tile_shape[0] if self.axis_order == "zyx" else self.tile_shape[2]
         ramp = (np.float32(self.ramp) * np.arange(first, dtype=np.float32) + np.float32(shift)).reshape(1, 1, -1, 1, 1)
-        kernel = (scale * centres).reshape(-1, 1, 1, 1, 1)
+        weights = np.array(self.channel_weights, dtype=np.float32)
+        kernel = np.outer(scale * centres, weights).reshape(len(centres), -1, 1, 1, 1).astype(np.float32)
         image = f"{output}_image"
         return [
             _part("Add", ["IMAGE", f"{output}_ramp"], [image], {f"{output}_ramp": ramp}),
@@ -210,6 +215,7 @@ def manifest_fields(phantom: ModelPhantom, files: Mapping[str, bytes]) -> dict[s
             key: {"file": f"{key}.onnx", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
             for key, content in files.items()
         },
+        **phantom.changes,
     }
 
 

@@ -111,3 +111,10 @@ class VolumeGeometry:
         affine[:3, :3] *= factor
         affine[:3, 3] = self.lps_from_index(0.5 * factor - 0.5)
         return VolumeGeometry(affine, shape)
+
+
+def frame_grid(frames: int, rows: int, columns: int) -> VolumeGeometry:
+    """A made-up grid for frames that have no place in the patient: z counts frames, and every step is 1 mm."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.eye(3)[::-1]
+    return VolumeGeometry(affine, (frames, rows, columns))

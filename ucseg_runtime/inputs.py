@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ucseg_runtime.clip_model import frames_at_a_time, require_picture_model
 from ucseg_runtime.config import WHATEVER_FITS, InputOptions
 from ucseg_runtime.dicom.checks import require_instances
 from ucseg_runtime.dicom.content import origin_of
 from ucseg_runtime.dicom.files import FoundFile
+from ucseg_runtime.dicom.frame_images import scan_with_frames
+from ucseg_runtime.dicom.frame_reader import colour_notes
 from ucseg_runtime.dicom.selection import Selection, select_series
-from ucseg_runtime.dicom.series import SkippedFile, scan_files
+from ucseg_runtime.dicom.series import Scan, SkippedFile, scan_files
 from ucseg_runtime.dicom.sources import opened_input
 from ucseg_runtime.dicom.stacking import acquired_grid
 from ucseg_runtime.errors import InputError
+from ucseg_runtime.geometry import frame_grid
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.nifti_input import NiftiImage, is_nifti, nifti_image
 from ucseg_runtime.slice_stack import AcquiredGrid
@@ -71,6 +75,11 @@ class FoundSeries:
         }
 
 
+@dataclass(frozen=True)
+class FoundClip(FoundSeries):
+    """Pictures or a clip; the series has one instance for each frame."""
+
+
 Found = FoundSeries | NiftiImage
 
 Source = Path | tuple[FoundFile, ...]
@@ -94,20 +103,51 @@ def found_in(source: Source, spec: ModelSpec, wanted: InputOptions) -> Iterator[
         yield image_in(source, spec, wanted)
         return
     with opened_input(source) if isinstance(source, Path) else nullcontext(source) as files:
-        found = scan_files(files, wanted.allow_gaps)
-        selection = select_series(found, spec.modality, wanted.with_rules(spec.series_rules()))
+        found = scanned(files, spec, wanted)
+        selection = select_series(found, spec.modality, wanted.with_rules(spec.series_rules()), spec.image_kind)
         require_instances(selection.chosen, wanted.expect_instances)
         content = found.contents[origin_of(selection.chosen.instances[0])]
-        yield FoundSeries(selection, found.skipped, content)
+        if spec.image_kind == "slices":
+            yield FoundSeries(selection, found.skipped, content)
+        else:
+            clip = FoundClip(selection, found.skipped, content)
+            yield clip.with_notes(colour_notes(selection.chosen, spec.channels))
+
+
+def scanned(files: Sequence[FoundFile], spec: ModelSpec, wanted: InputOptions) -> Scan:
+    """The series of some files as a model looks at them; see `scan_files`.
+
+    Raises:
+        InputError: None of the files can be read.
+        ManifestError: The model is for pictures, and cannot be used on them.
+    """
+    found = scan_files(files, wanted.allow_gaps)
+    if spec.image_kind == "slices":
+        return found
+    require_picture_model(spec)
+    return scan_with_frames(found)
 
 
 def grid_of(found: Found) -> AcquiredGrid:
-    """The grid of what was found; a stack where slices are tilted or unevenly spaced.
+    """The grid of what was found; a stack where slices are tilted or unevenly spaced; made up for frames.
 
     Raises:
         GeometryError: The slices of a series do not form one volume.
     """
-    return found.geometry if isinstance(found, NiftiImage) else acquired_grid(found.selection.chosen)
+    if isinstance(found, NiftiImage):
+        return found.geometry
+    series = found.selection.chosen
+    if isinstance(found, FoundClip):
+        return frame_grid(series.number_of_instances, series.rows, series.columns)
+    return acquired_grid(series)
+
+
+def slices_at_a_time(found: Found, spec: ModelSpec) -> int:
+    """How many slices or frames are in memory at the same time."""
+    if not isinstance(found, FoundClip):
+        return grid_of(found).shape[0]
+    series = found.selection.chosen
+    return min(series.number_of_instances, frames_at_a_time(spec, series.rows, series.columns))
 
 
 def image_in(source: Path, spec: ModelSpec, wanted: InputOptions) -> NiftiImage:

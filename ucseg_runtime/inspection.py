@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,11 +10,12 @@ from typing import Literal
 from ucseg_runtime.config import WHATEVER_FITS, InputOptions
 from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.selection import Selection, explained, select_series, unusable_because
-from ucseg_runtime.dicom.series import SkippedFile, scan_files
+from ucseg_runtime.dicom.series import SkippedFile
 from ucseg_runtime.dicom.sources import opened_input
 from ucseg_runtime.errors import InputError, UcsegError
+from ucseg_runtime.inputs import scanned
 from ucseg_runtime.manifest import ModelSpec
-from ucseg_runtime.series_rules import Judgement, SeriesRule
+from ucseg_runtime.series_rules import Judgement
 
 Verdict = Literal["used", "rejected"]
 
@@ -92,19 +92,19 @@ def inspect_input(path: Path, spec: ModelSpec, wanted: InputOptions = WHATEVER_F
     """
     wanted = wanted.with_rules(spec.series_rules())
     with opened_input(path) as files:
-        found = scan_files(files, wanted.allow_gaps)
+        found = scanned(files, spec, wanted)
     studies = {uid: ordinal for ordinal, uid in enumerate(dict.fromkeys(s.study_uid for s in found.series), start=1)}
     error: InputError | None = None
     try:
-        verdicts = _verdicts(select_series(found, spec.modality, wanted))
+        verdicts = _verdicts(select_series(found, spec.modality, wanted, spec.image_kind))
     except InputError as raised:
         error = raised
-        verdicts = {id(series): ("rejected", _why_not(series, spec.modality, wanted.rules)) for series in found.series}
+        verdicts = {id(series): ("rejected", _why_not(series, spec, wanted)) for series in found.series}
     rows = (
         _report(
             series,
             studies[series.study_uid],
-            explained(series, spec.modality, wanted.rules),
+            explained(series, spec.modality, wanted, spec.image_kind),
             *verdicts[id(series)],
         )
         for series in found.series
@@ -121,8 +121,8 @@ def _verdicts(selection: Selection) -> dict[int, tuple[Verdict, str]]:
     return verdicts
 
 
-def _why_not(series: Series, modality: str, rules: Sequence[SeriesRule]) -> str:
-    failure = unusable_because(series, modality, rules)
+def _why_not(series: Series, spec: ModelSpec, wanted: InputOptions) -> str:
+    failure = unusable_because(series, spec.modality, wanted, spec.image_kind)
     return f"{failure.code} {failure}" if failure else "Not the series that was asked for."
 
 

@@ -32,6 +32,9 @@ GRAPH_OF_PRECISION: Mapping[Precision, str] = MappingProxyType(
 """Artifact that an engine runs whole where nothing is built on site. Narrower floats are the arithmetic of an engine;
 integers are written into the graph."""
 
+VOLUME_MODALITIES = frozenset({"CT", "MR", "PT"})
+"""Whose images are slices of volumes; all others are pictures and clips."""
+
 PositiveMm = Annotated[float, Field(gt=0.0, le=1000.0)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Byte = Annotated[int, Field(ge=0, le=255)]
@@ -253,6 +256,14 @@ class ModelSpec(_Frozen):
     def budget(self, precision: Precision) -> Budget:
         """What an engine of this precision has to keep."""
         return self.budgets.get(precision, DEFAULT_BUDGETS[precision])
+
+    @property
+    def image_kind(self) -> Literal["slices", "frames"]:
+        """What the model looks at: slices of a volume, or pictures and clips whose every frame is an image of its own.
+
+        Networks for planes look at slices too where the device makes volumes.
+        """
+        return "frames" if self.dim == 2 and self.modality not in VOLUME_MODALITIES else "slices"
 
     @model_validator(mode="after")
     def _consistent_classes(self) -> ModelSpec:

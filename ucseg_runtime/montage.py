@@ -27,29 +27,29 @@ Colour: TypeAlias = tuple[int, int, int]
 _COLUMNS = 3
 _CELL_PX = 320
 _GAP_PX = 4
-_BLOCK_GAP_PX = 20
+BLOCK_GAP_PX = 20
 _HEADING_PX = 40
 _TINT = 0.18
 _FAINT_OUTLINE = 0.35
 _WHITE: Colour = (255, 255, 255)
-_INK: Colour = (225, 225, 225)
-_FAINT: Colour = (140, 140, 140)
-_PANEL: Colour = (28, 28, 28)
+INK: Colour = (225, 225, 225)
+FAINT: Colour = (140, 140, 140)
+PANEL: Colour = (28, 28, 28)
 
 
 @dataclass(frozen=True, eq=False)
-class _View:
+class View:
     """One plane through the patient as it is looked at.
 
     Attributes:
-        grey: uint8, shape (rows, columns), windowed image.
+        image: uint8, shape (rows, columns), windowed; or (rows, columns, 3), blue-green-red.
         labels: uint8, same shape.
         uncertainty: float32, same shape, in [0, 1].
         pixel_mm: Height and width of a pixel.
-        sides: Letters of the left and of the right border.
+        sides: Letters of the left and of the right border, or other short texts.
     """
 
-    grey: UInt8Array
+    image: UInt8Array
     labels: UInt8Array
     uncertainty: Float32Array
     pixel_mm: tuple[float, float]
@@ -78,21 +78,22 @@ def montage_png(volume: Volume, segmentation: Segmentation) -> bytes:
 def montage(volume: Volume, segmentation: Segmentation) -> UInt8Array:
     """The picture of `montage_png`: uint8, shape (rows, columns, 3), blue-green-red."""
     views = _views(volume, segmentation)
-    colours = {item.label: _bgr(item) for item in segmentation.classes}
-    images = [_image_cell(view, colours) for view in views]
-    heats = [_heat_cell(view, list(colours)) for view in views]
-    left = _block("Segmentation", [*images, _legend(segmentation.classes)])
-    right = _block("Uncertainty", [*heats, _colour_bar()])
-    gap = np.full((len(left), _BLOCK_GAP_PX, 3), _PANEL, dtype=np.uint8)
+    colours = {item.label: bgr(item) for item in segmentation.classes}
+    images = [image_cell(view, colours) for view in views]
+    heats = [heat_cell(view, list(colours)) for view in views]
+    left = block("Segmentation", [*images, legend(segmentation.classes)])
+    right = block("Uncertainty", [*heats, colour_bar()])
+    gap = np.full((len(left), BLOCK_GAP_PX, 3), PANEL, dtype=np.uint8)
     return np.hstack([left, gap, right])
 
 
-def _bgr(item: SegmentClass) -> Colour:
+def bgr(item: SegmentClass) -> Colour:
+    """The colour of a class."""
     red, green, blue = item.colour_rgb
     return blue, green, red
 
 
-def _views(volume: Volume, segmentation: Segmentation) -> list[_View]:
+def _views(volume: Volume, segmentation: Segmentation) -> list[View]:
     """Axial views from the feet up, then the coronal and the sagittal plane with most voxels of any segment."""
     geometry = volume.geometry
     orientation = orientation_to_lps(geometry.direction)
@@ -102,9 +103,9 @@ def _views(volume: Volume, segmentation: Segmentation) -> list[_View]:
 
     def view(
         key: tuple[int | slice | EllipsisType, ...], pixel_mm: tuple[float, float], sides: tuple[str, str]
-    ) -> _View:
+    ) -> View:
         voxels, labels, uncertainty = (np.ascontiguousarray(array[key]) for array in arrays)
-        return _View(_windowed(voxels, window), labels, uncertainty, pixel_mm, sides)
+        return View(_windowed(voxels, window), labels, uncertainty, pixel_mm, sides)
 
     slices, y, x = _chosen_planes(arrays[1])
     head_up = slice(None, None, -1)
@@ -155,9 +156,11 @@ def _heat(uncertainty: npt.NDArray[np.generic]) -> UInt8Array:
     return np.asarray(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO), dtype=np.uint8)
 
 
-def _image_cell(view: _View, colours: Mapping[int, Colour]) -> UInt8Array:
+def image_cell(view: View, colours: Mapping[int, Colour]) -> UInt8Array:
     """The image with each segment outlined and tinted."""
-    picture = np.asarray(cv2.cvtColor(_resized(view, view.grey), cv2.COLOR_GRAY2BGR), dtype=np.uint8)
+    picture = np.asarray(_resized(view, view.image), dtype=np.uint8)
+    if picture.ndim == 2:
+        picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR), dtype=np.uint8)
     for label, colour in colours.items():
         mask = _resized_mask(view, label)
         picture[mask] = np.rint((1.0 - _TINT) * picture[mask] + _TINT * np.array(colour))
@@ -165,7 +168,7 @@ def _image_cell(view: _View, colours: Mapping[int, Colour]) -> UInt8Array:
     return _centred(picture, view.sides)
 
 
-def _heat_cell(view: _View, labels: Sequence[int]) -> UInt8Array:
+def heat_cell(view: View, labels: Sequence[int]) -> UInt8Array:
     """The uncertainty; outlines are faint, because it is highest just below them."""
     picture = _heat(_resized(view, view.uncertainty))
     outlined = picture.copy()
@@ -181,12 +184,12 @@ def _centred(picture: UInt8Array, sides: tuple[str, str]) -> UInt8Array:
     cell = np.zeros((_CELL_PX, _CELL_PX, 3), dtype=np.uint8)
     top, left = (_CELL_PX - height) // 2, (_CELL_PX - width) // 2
     cell[top : top + height, left : left + width] = picture
-    _write(cell, sides[0], (6, _CELL_PX // 2), _FAINT)
-    _write(cell, sides[1], (_CELL_PX - 16, _CELL_PX // 2), _FAINT)
+    write_text(cell, sides[0], (6, _CELL_PX // 2), FAINT)
+    write_text(cell, sides[1], (_CELL_PX - 16, _CELL_PX // 2), FAINT)
     return cell
 
 
-def _resized(view: _View, plane: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def _resized(view: View, plane: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     """A plane at its true proportions, as large as a cell allows."""
     height, width = _size_px(view)
     # Averaging is right for shrinking and makes blocks when enlarging.
@@ -194,15 +197,15 @@ def _resized(view: _View, plane: npt.NDArray[np.generic]) -> npt.NDArray[np.gene
     return np.asarray(cv2.resize(plane, (width, height), interpolation=interpolation))
 
 
-def _resized_mask(view: _View, label: int) -> BoolArray:
+def _resized_mask(view: View, label: int) -> BoolArray:
     """One segment at the resolution of the cell, its border smoothed."""
     height, width = _size_px(view)
     mask = (view.labels == label).astype(np.uint8) * 255
     return np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR) > 127)
 
 
-def _size_px(view: _View) -> tuple[int, int]:
-    height_mm, width_mm = (side * step for side, step in zip(view.grey.shape, view.pixel_mm, strict=True))
+def _size_px(view: View) -> tuple[int, int]:
+    height_mm, width_mm = (side * step for side, step in zip(view.labels.shape, view.pixel_mm, strict=True))
     scale = _CELL_PX / max(height_mm, width_mm)
     return max(1, round(height_mm * scale)), max(1, round(width_mm * scale))
 
@@ -213,42 +216,45 @@ def _outline(picture: UInt8Array, mask: BoolArray, colour: Colour) -> None:
     cv2.drawContours(picture, contours, -1, colour, 1, cv2.LINE_AA)
 
 
-def _block(title: str, cells: Sequence[UInt8Array]) -> UInt8Array:
+def block(title: str, cells: Sequence[UInt8Array]) -> UInt8Array:
     """Cells in rows of three under a heading."""
     rows = [np.hstack([_framed(cell) for cell in cells[i : i + _COLUMNS]]) for i in range(0, len(cells), _COLUMNS)]
-    heading = np.full((_HEADING_PX, rows[0].shape[1], 3), _PANEL, dtype=np.uint8)
-    _write(heading, title, (14, 27), _INK, scale=0.65)
+    heading = np.full((_HEADING_PX, rows[0].shape[1], 3), PANEL, dtype=np.uint8)
+    write_text(heading, title, (14, 27), INK, scale=0.65)
     return np.vstack([heading, *rows])
 
 
 def _framed(cell: UInt8Array) -> UInt8Array:
     side = _CELL_PX + _GAP_PX
-    bordered = np.full((side, side, 3), _PANEL, dtype=np.uint8)
+    bordered = np.full((side, side, 3), PANEL, dtype=np.uint8)
     bordered[_GAP_PX // 2 : -_GAP_PX // 2, _GAP_PX // 2 : -_GAP_PX // 2] = cell
     return bordered
 
 
-def _legend(classes: Sequence[SegmentClass]) -> UInt8Array:
-    cell = np.full((_CELL_PX, _CELL_PX, 3), _PANEL, dtype=np.uint8)
+def legend(classes: Sequence[SegmentClass]) -> UInt8Array:
+    """A cell with the colours and names of the classes."""
+    cell = np.full((_CELL_PX, _CELL_PX, 3), PANEL, dtype=np.uint8)
     step = min(28, (_CELL_PX - 50) // max(1, len(classes)))
     for row, item in enumerate(classes):
         top = 20 + row * step
-        cv2.rectangle(cell, (20, top), (20 + 22, top + max(3, step // 2)), _bgr(item), cv2.FILLED)
-        _write(cell, item.name, (54, top + max(3, step // 2)), _INK, scale=min(0.5, step / 40))
-    _write(cell, "Research use only", (20, _CELL_PX - 16), _FAINT)
+        cv2.rectangle(cell, (20, top), (20 + 22, top + max(3, step // 2)), bgr(item), cv2.FILLED)
+        write_text(cell, item.name, (54, top + max(3, step // 2)), INK, scale=min(0.5, step / 40))
+    write_text(cell, "Research use only", (20, _CELL_PX - 16), FAINT)
     return cell
 
 
-def _colour_bar() -> UInt8Array:
-    cell = np.full((_CELL_PX, _CELL_PX, 3), _PANEL, dtype=np.uint8)
+def colour_bar() -> UInt8Array:
+    """A cell with the colours of the uncertainty."""
+    cell = np.full((_CELL_PX, _CELL_PX, 3), PANEL, dtype=np.uint8)
     ramp = np.tile(np.linspace(0.0, 1.0, _CELL_PX - 40, dtype=np.float32), (18, 1))
     cell[24:42, 20 : _CELL_PX - 20] = _heat(ramp)
-    _write(cell, "0", (18, 62), _INK)
-    _write(cell, "1 = no evidence", (_CELL_PX - 150, 62), _INK)
-    _write(cell, "Not calibrated", (20, _CELL_PX - 16), _FAINT)
+    write_text(cell, "0", (18, 62), INK)
+    write_text(cell, "1 = no evidence", (_CELL_PX - 150, 62), INK)
+    write_text(cell, "Not calibrated", (20, _CELL_PX - 16), FAINT)
     return cell
 
 
-def _write(picture: UInt8Array, text: str, origin: tuple[int, int], colour: Colour, scale: float = 0.45) -> None:
+def write_text(picture: UInt8Array, text: str, origin: tuple[int, int], colour: Colour, scale: float = 0.45) -> None:
+    """Write on a picture from `origin` (x, y) on; what is not ASCII becomes a question mark."""
     plain = text.encode("ascii", "replace").decode()
     cv2.putText(picture, plain, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 1, cv2.LINE_AA)

@@ -19,9 +19,11 @@ from typing import cast
 
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.opening import open_backend
+from ucseg_runtime.clip_steps import ReadClip
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.dicom.headers import quiet_pydicom
 from ucseg_runtime.errors import InputError, OutputError, UcsegError
+from ucseg_runtime.input_steps import InferredInput, ReadInput, infer_input, read_input, write_input
 from ucseg_runtime.inputs import Source, found_in
 from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.model_folder import Model
@@ -29,14 +31,9 @@ from ucseg_runtime.pipeline import Progress
 from ucseg_runtime.publish import check_output_folder
 from ucseg_runtime.series_outputs import require_packages
 from ucseg_runtime.series_steps import (
-    InferredSeries,
-    ReadSeries,
     SeriesResult,
     StageTimes,
     check_outputs,
-    infer_series,
-    read_series,
-    write_series,
 )
 from ucseg_runtime.worker import Worker, WorkerDiedError
 
@@ -125,7 +122,7 @@ def segment_neighbours(
             for ordinal, job in reader:
                 try:
                     # One expression, so that the volume goes with it.
-                    inferred = infer_series(reader.take(), model, opening, inference, outputs, progress)
+                    inferred = infer_input(reader.take(), model, opening, inference, outputs, progress)
                 except UcsegError as error:
                     writer.refuse(ordinal, error)
                 else:
@@ -167,7 +164,7 @@ class _Reader:
         while self._started:
             yield self._started[0]
 
-    def take(self) -> ReadSeries:
+    def take(self) -> ReadInput:
         """The series of the current job; the next one is begun.
 
         Raises:
@@ -180,10 +177,10 @@ class _Reader:
             raise read
         return read
 
-    def _answer(self, ordinal: int) -> ReadSeries | UcsegError:
+    def _answer(self, ordinal: int) -> ReadInput | UcsegError:
         try:
             with quiet_pydicom():  # headers come with it, and pydicom looks at their values once more
-                return cast(ReadSeries, self._worker.answer())  # what `_read` returns
+                return cast(ReadInput, self._worker.answer())  # what `_read` returns
         except UcsegError as error:
             return error
         except WorkerDiedError as death:
@@ -212,11 +209,11 @@ class _Writer:
         self._report = report
         self._started: list[tuple[int, SeriesJob]] = []  # at most one
 
-    def write(self, ordinal: int, job: SeriesJob, inferred: InferredSeries) -> None:
+    def write(self, ordinal: int, job: SeriesJob, inferred: InferredInput) -> None:
         """Begin to write, once the one before is written."""
         self.finish()
         self._started.append((ordinal, job))
-        self._worker.start(write_series, inferred, job.folder, self._inference, self._outputs)
+        self._worker.start(write_input, inferred, job.folder, self._inference, self._outputs)
 
     def refuse(self, ordinal: int, error: UcsegError) -> None:
         """Report a failure, once the one before is written."""
@@ -239,18 +236,28 @@ class _Writer:
 
     def _answer(self, ordinal: int, job: SeriesJob) -> SeriesResult:
         try:
-            return cast(SeriesResult, self._worker.answer())  # what `write_series` returns
+            return cast(SeriesResult, self._worker.answer())  # what `write_input` returns
         except WorkerDiedError as death:
             check_output_folder(job.folder, overwrite=True)  # undoes what the process has left
             message = f"the process that wrote the results of study {ordinal} {death}."
             raise OutputError(message, hint="Run it again.") from death
 
 
-def _read(job: SeriesJob, manifest: Manifest, outputs: OutputOptions) -> ReadSeries:
+def _read(job: SeriesJob, manifest: Manifest, outputs: OutputOptions) -> ReadInput:
     """All that comes before the network. Runs in a child."""
     check_outputs(job.folder, outputs)
     times = StageTimes()
     with ExitStack() as stack:
         with times.stage("scan"):
             found = stack.enter_context(found_in(job.source, manifest, job.wanted))
-        return read_series(found, times)
+        read = read_input(found, times)
+    _require_lasting_files(read)
+    return read
+
+
+def _require_lasting_files(read: ReadInput) -> None:
+    """Frames are read while they are segmented, and those of a zip archive are gone by then."""
+    if isinstance(read, ReadClip) and not read.found.selection.chosen.instances[0].path.exists():
+        raise InputError(
+            "a clip in a zip archive cannot be one of several inputs.", hint="Give it alone, or as a folder."
+        )

@@ -45,7 +45,12 @@ class RunPlan:
 
 
 def plan_run(
-    geometry: VolumeGeometry, spec: ModelSpec, outputs: OutputOptions, load: EngineLoad, max_memory_mb: int = 0
+    geometry: VolumeGeometry,
+    spec: ModelSpec,
+    outputs: OutputOptions,
+    load: EngineLoad,
+    max_memory_mb: int = 0,
+    slices_at_a_time: int = 0,
 ) -> RunPlan:
     """Predict a run, with as many tiles at the same time as fit the memory budget.
 
@@ -58,15 +63,17 @@ def plan_run(
         outputs: Which objects are written.
         load: What the engine takes.
         max_memory_mb: Most memory of the process in MB; 0 means no limit.
+        slices_at_a_time: Slices that are in memory at the same time, of a clip of frames; 0 means all.
 
     Raises:
         MemoryBudgetError: Even one tile at a time needs more.
     """
     model_shape = model_grid_of(geometry, spec.preprocessing).shape
     tiles = len(plan_tiles(model_shape, spec.tiling).tiles)
-    memory = {
-        count: _peak_memory_mb(geometry, spec, outputs, load, count) for count in range(1, load.parallel_tiles + 1)
-    }
+    held = geometry
+    if slices_at_a_time:
+        held = VolumeGeometry(geometry.affine, (slices_at_a_time, *geometry.shape[1:]))
+    memory = {count: _peak_memory_mb(held, spec, outputs, load, count) for count in range(1, load.parallel_tiles + 1)}
     fitting = [count for count, needed_mb in memory.items() if needed_mb <= max_memory_mb or not max_memory_mb]
     if not fitting:
         raise MemoryBudgetError(
@@ -93,6 +100,8 @@ def _peak_memory_mb(
     z, y, x = model_grid_of(geometry, spec.preprocessing).shape
     per_voxel = _BYTES_PER_VOXEL + (len(spec.classes) if outputs.seg_type == "fractional" else 0)
     canvas = (channels + 2) * min(z, spec.tiling.tile_shape[0]) * y * x  # with the uncertainty and the weights
-    batches = 2 * parallel_tiles * (1 + channels) * math.prod(spec.tiling.tile_shape)  # as the engine and we have them
-    arrays = per_voxel * math.prod(geometry.shape) + _FLOAT_BYTES * (z * y * x + canvas + batches)
+    batches = (
+        2 * parallel_tiles * (spec.channels + channels) * math.prod(spec.tiling.tile_shape)
+    )  # as the engine and we have them
+    arrays = per_voxel * math.prod(geometry.shape) + _FLOAT_BYTES * (spec.channels * z * y * x + canvas + batches)
     return _PROCESS_MB + load.opened_mb + parallel_tiles * load.tile_mb + arrays / 1e6

@@ -28,6 +28,7 @@ REPORT = "report.dcm"
 MONTAGE = "montage.png"
 STRUCTURES = "structures.dcm"
 PREVIEW = "preview.dcm"
+TIMELINE = "timeline.csv"
 LABELS_NIFTI = "labels.nii.gz"
 UNCERTAINTY_NIFTI = "uncertainty.nii.gz"
 LABELS_NRRD = "labels.nrrd"
@@ -35,7 +36,7 @@ UNCERTAINTY_NRRD = "uncertainty.nrrd"
 RECORD = "record.json"
 
 RESULT_NAMES = (
-    *(SEGMENTATION, UNCERTAINTY, REPORT, STRUCTURES, MONTAGE, PREVIEW),
+    *(SEGMENTATION, UNCERTAINTY, REPORT, STRUCTURES, MONTAGE, PREVIEW, TIMELINE),
     *(LABELS_NIFTI, UNCERTAINTY_NIFTI, LABELS_NRRD, UNCERTAINTY_NRRD),
     RECORD,
 )

@@ -9,20 +9,14 @@ from pathlib import Path
 from ucseg_runtime.backends.choice import choose
 from ucseg_runtime.backends.load import REMOTE_LOAD, engine_load
 from ucseg_runtime.backends.opening import open_backend
+from ucseg_runtime.clip_steps import ReadClip
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
-from ucseg_runtime.inputs import Found, found_in, grid_of
+from ucseg_runtime.input_steps import InferredInput, infer_input, read_input, write_input
+from ucseg_runtime.inputs import Found, found_in, grid_of, slices_at_a_time
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.pipeline import Progress
 from ucseg_runtime.planning import plan_run
-from ucseg_runtime.series_steps import (
-    InferredSeries,
-    SeriesResult,
-    StageTimes,
-    check_outputs,
-    infer_series,
-    read_series,
-    write_series,
-)
+from ucseg_runtime.series_steps import SeriesResult, StageTimes, check_outputs
 from ucseg_runtime.slice_stack import straight_grid
 
 
@@ -53,7 +47,7 @@ def segment_series(
     """
     check_outputs(folder, outputs)
     inferred = _inferred(source, model, inference, outputs, wanted, progress)
-    return write_series(inferred, folder, inference, outputs)
+    return write_input(inferred, folder, inference, outputs)
 
 
 def _inferred(
@@ -63,15 +57,17 @@ def _inferred(
     outputs: OutputOptions,
     wanted: InputOptions,
     progress: Progress | None,
-) -> InferredSeries:
+) -> InferredInput:
     """All but writing; a function of its own, so that the volume is gone before anything is written."""
     times = StageTimes()
     with ExitStack() as stack:
         with times.stage("scan"):
             found = stack.enter_context(found_in(source, model.manifest, wanted))
             inference = _within_memory(found, model, inference, outputs)
-        read = read_series(found, times)
-    return infer_series(read, model, open_backend(model, inference), inference, outputs, progress)
+        read = read_input(found, times)
+        if isinstance(read, ReadClip):  # its frames are read while it is segmented
+            return infer_input(read, model, open_backend(model, inference), inference, outputs, progress)
+    return infer_input(read, model, open_backend(model, inference), inference, outputs, progress)
 
 
 def _within_memory(found: Found, model: Model, inference: InferenceOptions, outputs: OutputOptions) -> InferenceOptions:
@@ -80,5 +76,12 @@ def _within_memory(found: Found, model: Model, inference: InferenceOptions, outp
         return inference
     on_server = inference.server is not None
     load = REMOTE_LOAD if on_server else engine_load(model, choose(model, inference), inference)
-    plan = plan_run(straight_grid(grid_of(found)), model.manifest, outputs, load, inference.max_memory_mb)
+    plan = plan_run(
+        straight_grid(grid_of(found)),
+        model.manifest,
+        outputs,
+        load,
+        inference.max_memory_mb,
+        slices_at_a_time=slices_at_a_time(found, model.manifest),
+    )
     return replace(inference, most_parallel_tiles=plan.parallel_tiles)

@@ -33,6 +33,7 @@ from ucseg_runtime.publish import check_output_folder, space_needed, staged_resu
 from ucseg_runtime.segmentation import EngineInfo, Segmentation, SegmentMeasurement, measure, on_slices, ready_to_write
 from ucseg_runtime.series_outputs import SeriesOutputs, chosen_outputs, require_packages, write_objects
 from ucseg_runtime.slice_stack import SliceStack, straight_grid
+from ucseg_runtime.timeline import ClipMeasurement
 from ucseg_runtime.version import __version__
 from ucseg_runtime.volume import Volume
 
@@ -75,7 +76,7 @@ class SeriesResult:
     folder: Path
     files: tuple[str, ...]
     found: Found
-    measurements: tuple[SegmentMeasurement, ...]
+    measurements: tuple[SegmentMeasurement, ...] | tuple[ClipMeasurement, ...]
     notes: tuple[str, ...]
     engine: EngineInfo
     engine_reason: str

@@ -176,7 +176,7 @@ def test_a_reading_process_that_dies_fails_its_study_alone(
 def test_a_writing_process_that_dies_fails_its_study_alone_and_leaves_no_file(
     studies: tuple[Path, ...], model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neighbours, "write_series", worker_jobs.write_unless_doomed)
+    monkeypatch.setattr(neighbours, "write_input", worker_jobs.write_unless_doomed)
     out = tmp_path / "out"
     jobs = [SeriesJob(studies[0], out / worker_jobs.DOOMED), SeriesJob(studies[1], out / "2")]
 

@@ -19,6 +19,9 @@ from ucseg_runtime.publish import RECORD
 
 SUMMARY, FAILURES, PARQUET = "summary.csv", "failures.csv", "summary.parquet"
 
+_SIZES = {"volume_ml": "ml", "frames": "frames", "largest_area_px": "largest_area_px"}
+"""Figures of a record, of which volumes have the first and clips the others, and what they are called in a table."""
+
 Row = Mapping[str, object]
 
 
@@ -37,8 +40,11 @@ def summary_rows(outcomes: Iterable[SeriesOutcome], places: Places, classes: Seq
             "notes": " ".join(record["notes"]),
         }
         for item in classes:
-            row[f"{item.name}_ml"] = measured[item.label]["volume_ml"]
-            row[f"{item.name}_uncertainty"] = measured[item.label]["mean_uncertainty"]
+            found = measured[item.label]
+            for figure, name in _SIZES.items():
+                if figure in found:
+                    row[f"{item.name}_{name}"] = found[figure]
+            row[f"{item.name}_uncertainty"] = found["mean_uncertainty"]
         rows.append(row)
     return sorted(rows, key=lambda row: (row["study"], row["series"]))
 

@@ -52,7 +52,7 @@ def plan(
     with reported(as_json):
         from ucseg_runtime.backends.choice import choose as choose_engine
         from ucseg_runtime.backends.load import engine_load
-        from ucseg_runtime.inputs import found_in, grid_of
+        from ucseg_runtime.inputs import found_in, grid_of, slices_at_a_time
         from ucseg_runtime.model_folder import default_model_folder, load_model
         from ucseg_runtime.planning import plan_run
         from ucseg_runtime.slice_stack import straight_grid
@@ -60,11 +60,12 @@ def plan(
         loaded = load_model(model or default_model_folder())
         with found_in(input, loaded.manifest, wanted) as chosen:
             geometry = straight_grid(grid_of(chosen))
+            at_a_time = slices_at_a_time(chosen, loaded.manifest)
         options = InferenceOptions(engine=engine, precision=precision, gate=gate, threads=threads, mode=mode)
         choice = choose_engine(loaded, options)
         load = engine_load(loaded, choice, options)
         outputs = OutputOptions(SegEncoding(seg_type))
-        found = plan_run(geometry, loaded.manifest, outputs, load, max_memory)
+        found = plan_run(geometry, loaded.manifest, outputs, load, max_memory, at_a_time)
         if as_json:
             decided = {"name": choice.name, "precision": choice.precision, "reason": choice.reason}
             print_json({**chosen.as_json(), "engine": decided, **asdict(found)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from ucseg_runtime.neighbours import Outcome
     from ucseg_runtime.segmentation import SegmentMeasurement
     from ucseg_runtime.series_steps import SeriesResult
+    from ucseg_runtime.timeline import ClipMeasurement
 
 
 def segment(
@@ -229,8 +231,15 @@ def _row(outcome: Outcome) -> tuple[str, str, str]:
 
     if isinstance(outcome, Refused):
         return str(outcome.ordinal), f"{outcome.error.code} {type(outcome.error).__name__}", ""
-    segments = (f"{item.name} {item.volume_ml:.1f} ml" for item in outcome.result.measurements)
-    return str(outcome.ordinal), "done", ", ".join(segments)
+    return str(outcome.ordinal), "done", ", ".join(map(_segment_in_words, outcome.result.measurements))
+
+
+def _segment_in_words(item: SegmentMeasurement | ClipMeasurement) -> str:
+    from ucseg_runtime.segmentation import SegmentMeasurement
+
+    if isinstance(item, SegmentMeasurement):
+        return f"{item.name} {item.volume_ml:.1f} ml"
+    return f"{item.name} in {item.frames} frames"
 
 
 def _outcome_as_json(outcome: Outcome) -> dict[str, object]:
@@ -246,9 +255,25 @@ def _print_summary(result: SeriesResult) -> None:
         typer.echo(f"note: {note}", err=True)
     engine = result.engine
     title = f"{result.found.name}, {engine.name} {engine.precision}, {sum(result.seconds.values()):.1f} s"
-    rows = [(item.name, f"{item.volume_ml:.1f}", *_if_found(item)) for item in result.measurements]
-    print_table(title, ("segment", "volume ml", "diameter mm", "uncertainty mean", "95 %"), rows)
+    print_table(title, *_segment_table(result))
     typer.echo(f"written to {result.folder}: {', '.join(result.files)}")
+
+
+def _segment_table(result: SeriesResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and one row for each segment."""
+    from ucseg_runtime.segmentation import SegmentMeasurement
+
+    rows: list[tuple[str, ...]] = []
+    header: tuple[str, ...] = ("segment", "frames", "largest area px", "largest area mm²", "uncertainty mean")
+    for item in result.measurements:
+        if isinstance(item, SegmentMeasurement):
+            header = ("segment", "volume ml", "diameter mm", "uncertainty mean", "95 %")
+            rows.append((item.name, f"{item.volume_ml:.1f}", *_if_found(item)))
+        else:
+            area = "–" if math.isnan(item.largest_area_mm2) else f"{item.largest_area_mm2:.1f}"
+            mean = "–" if math.isnan(item.mean_uncertainty) else f"{item.mean_uncertainty:.3f}"
+            rows.append((item.name, str(item.frames), str(item.largest_area_px), area, mean))
+    return header, rows
 
 
 def _if_found(item: SegmentMeasurement) -> tuple[str, str, str]:

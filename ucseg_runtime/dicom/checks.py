@@ -37,13 +37,21 @@ def require_slice_images(series: Series) -> None:
     for instance in series.instances:
         _require_slice_class(instance, series.modality)
         _require_grey(instance)
-    for shared, values in (
-        ("patient", {instance.patient_key for instance in series.instances}),
-        ("study", {instance.study_uid for instance in series.instances}),
-        ("frame of reference", {instance.frame_of_reference_uid for instance in series.instances}),
-    ):
-        if len(values) > 1:
-            raise _unsuitable(f"files of more than one {shared} share one Series Instance UID", code="UCSEG-E110")
+    require_one_patient(series)
+    if len({instance.frame_of_reference_uid for instance in series.instances}) > 1:
+        raise _mixed("frame of reference")
+
+
+def require_one_patient(series: Series) -> None:
+    """Check that all files belong to one patient and one study.
+
+    Raises:
+        SeriesSelectionError: They do not.
+    """
+    if len({instance.patient_key for instance in series.instances}) > 1:
+        raise _mixed("patient")
+    if len({instance.study_uid for instance in series.instances}) > 1:
+        raise _mixed("study")
 
 
 def require_instances(series: Series, expected: int) -> None:
@@ -80,7 +88,22 @@ def require_readable_pixels(series: Series, max_volume_bytes: int = MAX_VOLUME_B
     _require_budget(series.instances, max_volume_bytes)
     for instance in series.instances:
         _require_decoder(instance)
-        _require_complete(instance)
+        _require_complete(instance, instance.pixel_format.frame_bytes)
+
+
+def require_readable_file(instance: Instance, frame_bytes: int) -> None:
+    """Check everything about the pixels of one file of pictures that can be known without decoding them.
+
+    Args:
+        instance: The file, or any frame of it.
+        frame_bytes: Of one frame, uncompressed, as it is stored.
+
+    Raises:
+        PixelDataError: See `require_readable_pixels`.
+    """
+    _require_sane_format(instance)
+    _require_decoder(instance)
+    _require_complete(instance, frame_bytes)
 
 
 def _require_slice_class(instance: Instance, modality: str) -> None:
@@ -89,12 +112,13 @@ def _require_slice_class(instance: Instance, modality: str) -> None:
         raise _unsuitable(f"{instance.where} has {frames} frames without places (expected one slice a file or frame)")
     expected = SLICE_CLASSES.get(modality)
     if expected is not None and instance.sop_class_uid not in {expected} | MULTI_FRAME_CLASSES:
-        raise _unsuitable(f"{instance.where} is {_class_name(instance)} (expected {UID(expected).name})")
+        raise _unsuitable(f"{instance.where} is {class_name(instance)} (expected {UID(expected).name})")
     if modality == "CT" and instance.rescale_type not in {"", "HU"}:
         raise _unsuitable(f"{instance.where} holds no Hounsfield units, by its Rescale Type")
 
 
-def _class_name(instance: Instance) -> str:
+def class_name(instance: Instance) -> str:
+    """How messages name the kind of object that a file holds."""
     name = UID(instance.sop_class_uid).name
     return "an object of unknown class" if name == instance.sop_class_uid else f"of the class {name}"
 
@@ -161,7 +185,7 @@ def _require_decoder(instance: Instance) -> None:
         )
 
 
-def _require_complete(instance: Instance) -> None:
+def _require_complete(instance: Instance, frame_bytes: int) -> None:
     pixels = instance.pixels
     if pixels is None:
         raise _incomplete(instance, "ends without pixel data")
@@ -169,7 +193,7 @@ def _require_complete(instance: Instance) -> None:
         if pixels.length != UNDEFINED_LENGTH:
             raise _incomplete(instance, "has compressed pixel data that are not encapsulated")
         return
-    expected = instance.pixel_format.frame_bytes * instance.pixel_format.frames
+    expected = frame_bytes * instance.pixel_format.frames
     if pixels.length not in {expected, expected + expected % 2}:
         raise _incomplete(instance, f"declares {_length(pixels.length)} of pixel data (expected {expected} bytes)")
     present = instance.file_size - pixels.offset
@@ -179,6 +203,10 @@ def _require_complete(instance: Instance) -> None:
 
 def _length(length: int) -> str:
     return "an undefined length" if length == UNDEFINED_LENGTH else f"{length} bytes"
+
+
+def _mixed(shared: str) -> SeriesSelectionError:
+    return _unsuitable(f"files of more than one {shared} share one Series Instance UID", code="UCSEG-E110")
 
 
 def _unsuitable(reason: str, *, hint: str = "", code: str | None = None) -> SeriesSelectionError:

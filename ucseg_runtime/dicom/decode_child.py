@@ -41,24 +41,26 @@ def main() -> None:
 
 def _answer(request: dict[str, Any], codestream: bytes) -> tuple[dict[str, str], bytes]:  # Any: parsed JSON
     try:
-        return {}, _decoded(request, codestream)
+        return _decoded(request, codestream)
     except MemoryError:
         return {"problem": "memory"}, b""
     except BaseException as error:  # noqa: BLE001  pylibjpeg-rle panics as a BaseException; the process must answer
         return {"problem": "decoder", "exception": type(error).__name__}, b""
 
 
-def _decoded(request: dict[str, Any], codestream: bytes) -> bytes:  # Any: parsed JSON
-    """Stored values of one frame, C order, little endian."""
-    array, _ = get_decoder(request["syntax"]).as_array(
+def _decoded(request: dict[str, Any], codestream: bytes) -> tuple[dict[str, str], bytes]:  # Any: parsed JSON
+    """Photometric interpretation and values of one frame, C order, little endian, samples of one pixel together."""
+    array, properties = get_decoder(request["syntax"]).as_array(
         encapsulate([codestream], has_bot=False),
         raw=True,
         decoding_plugin=request["plugin"],
         **request["format"],
     )
-    if array.shape != (request["format"]["rows"], request["format"]["columns"]):
+    samples = request["format"]["samples_per_pixel"]
+    if array.shape != (request["format"]["rows"], request["format"]["columns"], samples)[: 2 + (samples > 1)]:
         raise ValueError("the frame has another size than Rows × Columns")
-    return np.ascontiguousarray(array, dtype=request["dtype"]).tobytes()
+    header = {"photometric": str(properties["photometric_interpretation"])}
+    return header, np.ascontiguousarray(array, dtype=request["dtype"]).tobytes()
 
 
 def _private_standard_output() -> BinaryIO:

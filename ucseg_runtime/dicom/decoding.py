@@ -70,13 +70,17 @@ class DecoderProcess:
         """Process id of the child."""
         return self._process.pid
 
-    def decode(self, codestream: bytes, instance: Instance, out: memoryview) -> None:
-        """Write the stored values of one frame into `out`.
+    def decode(self, codestream: bytes, instance: Instance, out: memoryview) -> str:
+        """Write the stored values of one frame into `out`, samples of one pixel together.
 
         Args:
             codestream: Compressed frame.
             instance: Where it comes from; says what is expected.
             out: Writable, C-contiguous, as many bytes as the frame has.
+
+        Returns:
+            Photometric interpretation of what was written. Codecs undo the colour transforms of JPEG 2000, and a JPEG
+            may say of itself that its colours are others than the header claims.
 
         Raises:
             PixelDataError: The frame cannot be decoded, or the child died, ran out of memory or out of time.
@@ -98,6 +102,7 @@ class DecoderProcess:
             watchdog.cancel()
         if "problem" in answer:
             raise self._refused(instance, answer)
+        return answer["photometric"]
 
     def _exchange(self, codestream: bytes, instance: Instance, out: memoryview) -> dict[str, str]:
         self._requests.write(json.dumps(_request(codestream, instance)).encode() + b"\n")
@@ -149,7 +154,8 @@ def _request(codestream: bytes, instance: Instance) -> dict[str, object]:
         "format": {
             "pixel_keyword": "PixelData",
             "number_of_frames": 1,
-            "samples_per_pixel": 1,
+            "samples_per_pixel": pixel_format.samples,
+            "planar_configuration": 0,  # whatever the header says; plugins whose codec does otherwise say so
             "rows": pixel_format.rows,
             "columns": pixel_format.columns,
             "bits_allocated": pixel_format.bits_allocated,

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from ucseg_runtime.dicom.headers import content_digest, open_unchanged
 from ucseg_runtime.dicom.instances import Instance, Series, stand_in_uid
+from ucseg_runtime.dicom.object_classes import FRAME_CLASSES, SECONDARY_CAPTURES
 from ucseg_runtime.dicom.stacking import grid_of_slices, sorted_along_normal
 from ucseg_runtime.errors import GeometryError, SpacingError
 from ucseg_runtime.slice_stack import AcquiredGrid, SliceStack
@@ -25,6 +26,10 @@ _ACQUISITION_KEYS: tuple[tuple[str, Callable[[Instance], _Key]], ...] = (
     ("file", lambda instance: (instance.ordinal,) if instance.frame else ()),
 )
 """What may tell passes over the same positions apart, and how it is read off an instance."""
+
+
+_WITHOUT_PLACE = SECONDARY_CAPTURES.union(*FRAME_CLASSES.values())
+"""Classes of pictures, which need no frame of reference."""
 
 
 def _number(number: int | None) -> _Key:
@@ -90,7 +95,7 @@ def _series(instances: tuple[Instance, ...], notes: Sequence[str]) -> Series:
         ("Frame of Reference UID", first.frame_of_reference_uid),
     ):
         uids[role] = uid or stand_in_uid(role, *content)
-        if not uid:
+        if not uid and not (role == "Frame of Reference UID" and first.sop_class_uid in _WITHOUT_PLACE):
             missing.append(f"The {role} is empty or not a UID; a stand-in derived from the instances is used.")
     return Series(
         study_uid=uids["Study Instance UID"],

@@ -67,6 +67,7 @@ _KEYWORDS = (
     "TemporalPositionIdentifier",
     "SamplesPerPixel",
     "PhotometricInterpretation",
+    "PlanarConfiguration",
     "NumberOfFrames",
     "NumberOfSeriesRelatedInstances",
     "Rows",
@@ -325,4 +326,5 @@ def _pixel_format(dataset: Dataset) -> PixelFormat:
         bits_stored=integer_of(dataset, "BitsStored") or 0,
         high_bit=integer_of(dataset, "HighBit") or 0,
         signed=integer_of(dataset, "PixelRepresentation") == 1,
+        by_plane=integer_of(dataset, "PlanarConfiguration") == 1,
     )

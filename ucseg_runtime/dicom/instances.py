@@ -27,6 +27,7 @@ class PixelFormat:
         bits_stored: (0028,0101).
         high_bit: (0028,0102).
         signed: Whether (0028,0103) is 1.
+        by_plane: Whether (0028,0006) is 1: the samples of one colour lie together, not those of one pixel.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class PixelFormat:
     bits_stored: int
     high_bit: int
     signed: bool
+    by_plane: bool = False
 
     @property
     def frame_bytes(self) -> int:

@@ -27,8 +27,12 @@ def decode_frame(codestream: bytes, runner: DecodeRunner) -> bytes:
     """Samples of one frame, little endian, in as many bytes as the precision of the codestream needs."""
     import imagecodecs
 
-    lossless = runner.transfer_syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1)
-    frame = imagecodecs.jpegsof3_decode(codestream) if lossless else imagecodecs.jpeg8_decode(codestream)
+    if runner.transfer_syntax in (uid.JPEGLossless, uid.JPEGLosslessSV1):
+        frame = imagecodecs.jpegsof3_decode(codestream)
+    else:
+        # The same on both sides, so that the colours stay those of the codestream: pydicom finds out which they are.
+        unchanged = "YCBCR" if runner.samples_per_pixel == 3 else None
+        frame = imagecodecs.jpeg8_decode(codestream, colorspace=unchanged, outcolorspace=unchanged)
     if frame.size != runner.rows * runner.columns * runner.samples_per_pixel:
         raise ValueError("the codestream has another size than Rows × Columns")
     runner.set_option("bits_allocated", frame.dtype.itemsize * 8)

@@ -116,7 +116,7 @@ def compared_planes(
         SegWriteError: A frame holds other values, or cannot be decoded.
     """
     with reading_back():
-        planes = zip(read.frames, _stored_planes(read.path, read.header), strict=True)
+        planes = zip(read.frames, stored_planes(read.path, read.header), strict=True)
         for number, (frame, stored) in enumerate(planes, start=1):
             if not np.array_equal(stored, expected(frame)):
                 raise SegWriteError(
@@ -230,7 +230,7 @@ def _check_markers(header: Dataset, steps: FrameSteps, sources: Sequence[Dataset
         raise SegWriteError("a frame that was read back does not lie where its source image lies in the patient.")
 
 
-def _stored_planes(path: Path, header: Dataset) -> Iterator[StoredPlane]:
+def stored_planes(path: Path, header: Dataset) -> Iterator[StoredPlane]:
     """The frames one after the other, shape (rows, columns), bits as 0 and 1."""
     if header.BitsAllocated == 1 and not header.file_meta.TransferSyntaxUID.is_compressed:
         return _bit_planes(path, header)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from io import BufferedReader
 from pathlib import Path
 from time import perf_counter
 
@@ -17,11 +13,10 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from ucseg_runtime.dicom.checks import require_readable_pixels, require_slice_images
-from ucseg_runtime.dicom.decoding import DecodeLimits, DecoderProcess
+from ucseg_runtime.dicom.decoding import DecodeLimits
 from ucseg_runtime.dicom.elements import UNREADABLE
-from ucseg_runtime.dicom.encapsulation import Item, codestream, fragments_of_frames
 from ucseg_runtime.dicom.functional_groups import PER_FRAME, SHARED, frame_header
-from ucseg_runtime.dicom.headers import content_digest, open_unchanged, quiet_pydicom, read_whole_header
+from ucseg_runtime.dicom.headers import content_digest, quiet_pydicom, read_whole_header
 from ucseg_runtime.dicom.instances import Instance, Series
 from ucseg_runtime.dicom.intensities import (
     StoredArray,
@@ -32,8 +27,9 @@ from ucseg_runtime.dicom.intensities import (
     without_unused_bits,
 )
 from ucseg_runtime.dicom.stacking import acquired_grid
-from ucseg_runtime.dicom.transfer_syntaxes import LOSSY, LOSSY_JPEG_2000, NATIVE
-from ucseg_runtime.errors import InputError, PixelDataError
+from ucseg_runtime.dicom.stored_frames import StoredFrames, opened
+from ucseg_runtime.dicom.transfer_syntaxes import LOSSY, LOSSY_JPEG_2000
+from ucseg_runtime.errors import InputError
 from ucseg_runtime.hounsfield import require_hounsfield_units
 from ucseg_runtime.slice_stack import SliceStack
 from ucseg_runtime.volume import Volume
@@ -111,7 +107,7 @@ def files_sha256(series: Series) -> str:
     """
     overall = hashlib.sha256()
     for instance in {instance.path: instance for instance in series.instances}.values():
-        with _reading(instance), _opened(instance) as stream:
+        with opened(instance) as stream:
             overall.update(bytes.fromhex(content_digest(stream, 0)))
     return overall.hexdigest()
 
@@ -167,68 +163,9 @@ def _stored_values(series: Series, limits: DecodeLimits) -> StoredArray:
     first = series.instances[0].pixel_format
     shape = (series.number_of_instances, first.rows, first.columns)
     stored: StoredArray = np.empty(shape, dtype=stored_dtype(first))
-    decoder: DecoderProcess | None = None
-    fragments: dict[Path, list[list[Item]]] = {}  # of the last file alone
-    with ExitStack() as stack:
+    with StoredFrames(limits) as frames:
         for plane, instance in zip(stored, series.instances, strict=True):
-            if instance.transfer_syntax in NATIVE:
-                _read_native(instance, plane)
-            else:
-                decoder = decoder or stack.enter_context(DecoderProcess(limits))
-                if instance.path not in fragments:
-                    fragments = {instance.path: _fragments(instance)}
-                frame = fragments[instance.path][max(instance.frame - 1, 0)]
-                decoder.decode(_read_codestream(instance, frame), instance, _bytes_of(plane))
+            frames.read(instance, plane)
             limited = within_bits_stored if instance.transfer_syntax in LOSSY_JPEG_2000 else without_unused_bits
             plane[...] = limited(plane, instance.pixel_format)
     return stored
-
-
-def _read_native(instance: Instance, plane: StoredArray) -> None:
-    with _reading(instance), _open_at_pixels(instance) as stream:
-        stream.seek(max(instance.frame - 1, 0) * plane.nbytes, os.SEEK_CUR)
-        if stream.readinto(_bytes_of(plane)) != plane.nbytes:
-            raise PixelDataError(f"{instance.where} ends within its pixel data.", hint="Transfer the series again.")
-
-
-@contextmanager
-def _reading(instance: Instance) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else type(error).__name__
-        raise PixelDataError(
-            f"{instance.where}: its pixels cannot be read: {reason}.", hint="Copy the series from its source again."
-        ) from error
-
-
-def _fragments(instance: Instance) -> list[list[Item]]:
-    with _reading(instance), _open_at_pixels(instance) as stream:
-        return fragments_of_frames(stream, instance)
-
-
-def _read_codestream(instance: Instance, fragments: Sequence[Item]) -> bytes:
-    with _reading(instance), _open_at_pixels(instance) as stream:
-        return codestream(stream, fragments, instance)
-
-
-def _open_at_pixels(instance: Instance) -> BufferedReader:
-    if instance.pixels is None:
-        raise PixelDataError(f"{instance.where} ends without pixel data.", hint="Transfer the series again.")
-    stream = _opened(instance)
-    stream.seek(instance.pixels.offset)
-    return stream
-
-
-def _opened(instance: Instance) -> BufferedReader:
-    try:
-        return open_unchanged(instance)
-    except OSError as error:
-        raise PixelDataError(
-            f"{instance.where} cannot be read any more ({type(error).__name__}).",
-            hint="Keep the input unchanged while it is being segmented.",
-        ) from error
-
-
-def _bytes_of(plane: StoredArray) -> memoryview:
-    return plane.data.cast("B")

@@ -80,7 +80,7 @@ def _check_labels(segmentation: Segmentation) -> None:
 def _built(
     segmentation: Segmentation, study: SourceStudy, identity: RunIdentity, encoding: SegEncoding, name: ObjectName
 ) -> Dataset:
-    segments = [_description(item, study, identity) for item in segmentation.classes]
+    segments = [segment_description(item, study, identity) for item in segmentation.classes]
     if encoding.seg_type == "fractional":
         return fractional_object(_probabilities(segmentation), segments, study, identity, encoding, name)
     dataset = segmentation_object(segmentation.label_map, segments, study, identity, encoding, name)
@@ -92,7 +92,8 @@ def _built(
     return dataset
 
 
-def _description(item: SegmentClass, study: SourceStudy, identity: RunIdentity) -> hd.seg.SegmentDescription:
+def segment_description(item: SegmentClass, study: SourceStudy, identity: RunIdentity) -> hd.seg.SegmentDescription:
+    """A class of the model as a segment."""
     description = hd.seg.SegmentDescription(
         segment_number=item.label,
         segment_label=long_string(item.name),

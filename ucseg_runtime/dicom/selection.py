@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from ucseg_runtime.config import WHATEVER_FITS, InputOptions
 from ucseg_runtime.dicom.checks import require_modality, require_readable_pixels, require_slice_images
+from ucseg_runtime.dicom.frame_images import require_frame_images, require_frame_modality, require_readable_frames
 from ucseg_runtime.dicom.instances import Series
 from ucseg_runtime.dicom.series import Scan
 from ucseg_runtime.dicom.stacking import volume_geometry
 from ucseg_runtime.dicom.traits import traits_of
 from ucseg_runtime.errors import InputError, SeriesSelectionError
 from ucseg_runtime.series_rules import Judgement, SeriesRule
+
+ImageKind: TypeAlias = Literal["slices", "frames"]
+"""What a model looks at: slices of a volume, or pictures and clips whose every frame is an image of its own."""
+
+_Check: TypeAlias = tuple[str, Callable[[], object]]
 
 _NOT_CHOSEN = "UCSEG-E121"
 
@@ -45,8 +52,10 @@ class Selection:
     rejected: tuple[RejectedSeries, ...]
 
 
-def select_series(scan: Scan, modality: str, wanted: InputOptions = WHATEVER_FITS) -> Selection:
-    """Choose the series with the most slices among those that pass all rules and are usable volumes of one modality.
+def select_series(
+    scan: Scan, modality: str, wanted: InputOptions = WHATEVER_FITS, kind: ImageKind = "slices"
+) -> Selection:
+    """Choose the series with the most slices among those that pass all rules and are usable for a model.
 
     Ties go to the lowest series number, then UID, then acquisition number, so the choice never depends on file names.
 
@@ -55,6 +64,7 @@ def select_series(scan: Scan, modality: str, wanted: InputOptions = WHATEVER_FIT
         modality: DICOM modality that the model was made for.
         wanted: Series Instance UID and volume that the caller insists on, others are then rejected unseen; and rules
             that a series must pass.
+        kind: What the model looks at; for ``frames`` the series must have one instance for each frame.
 
     Raises:
         SeriesSelectionError: No series is usable; all reasons are in the message.
@@ -64,7 +74,7 @@ def select_series(scan: Scan, modality: str, wanted: InputOptions = WHATEVER_FIT
     failures = {
         index: failure
         for index in candidates
-        if (failure := unusable_because(scan.series[index], modality, wanted.rules))
+        if (failure := unusable_because(scan.series[index], modality, wanted, kind))
     }
     usable = [index for index in candidates if index not in failures]
     if not usable:
@@ -78,17 +88,36 @@ def select_series(scan: Scan, modality: str, wanted: InputOptions = WHATEVER_FIT
     return Selection(scan.series[chosen], tuple(rejected))
 
 
-def unusable_because(series: Series, modality: str, rules: Sequence[SeriesRule] = ()) -> InputError | None:
-    """Why a series is not a usable volume of a modality that passes all rules; None where it is."""
+def unusable_because(
+    series: Series, modality: str, wanted: InputOptions = WHATEVER_FITS, kind: ImageKind = "slices"
+) -> InputError | None:
+    """Why a series cannot be used for a model of a modality, or does not pass all rules; None where it can."""
+    before, after = _checks(series, modality, wanted, kind)
     try:
-        require_modality(series, modality)
-        require_slice_images(series)
-        require_rules(series, rules)
-        volume_geometry(series)
-        require_readable_pixels(series)
+        for _, check in (*before, ("", lambda: require_rules(series, wanted.rules)), *after):
+            check()
     except InputError as error:
         return error
     return None
+
+
+def _checks(
+    series: Series, modality: str, wanted: InputOptions, kind: ImageKind
+) -> tuple[tuple[_Check, ...], tuple[_Check, ...]]:
+    """The checks before and after the rules, by name."""
+    if kind == "frames":
+        named = wanted.series_uid is not None
+        return (
+            (f"modality {modality} (model)", lambda: require_frame_modality(series, modality, named)),
+            ("pictures of one patient", lambda: require_frame_images(series, modality, named)),
+        ), (("complete pixels of a kind that is read", lambda: require_readable_frames(series)),)
+    return (
+        (f"modality {modality} (model)", lambda: require_modality(series, modality)),
+        ("slice images of one patient", lambda: require_slice_images(series)),
+    ), (
+        ("one straight grid", lambda: volume_geometry(series)),
+        ("complete pixels of a kind that is read", lambda: require_readable_pixels(series)),
+    )
 
 
 def require_rules(series: Series, rules: Sequence[SeriesRule]) -> None:
@@ -106,17 +135,15 @@ def require_rules(series: Series, rules: Sequence[SeriesRule]) -> None:
             )
 
 
-def explained(series: Series, modality: str, rules: Sequence[SeriesRule]) -> tuple[Judgement, ...]:
+def explained(series: Series, modality: str, wanted: InputOptions, kind: ImageKind = "slices") -> tuple[Judgement, ...]:
     """Every check and every rule with its outcome, not only the first that fails."""
-    checks: tuple[tuple[str, Callable[[], object]], ...] = (
-        (f"modality {modality} (model)", lambda: require_modality(series, modality)),
-        ("slice images of one patient", lambda: require_slice_images(series)),
-        ("one straight grid", lambda: volume_geometry(series)),
-        ("complete pixels of a kind that is read", lambda: require_readable_pixels(series)),
-    )
+    before, after = _checks(series, modality, wanted, kind)
     traits = traits_of(series)
-    judged = [_judged(name, check) for name, check in checks]
-    return (*judged[:2], *(rule.judge(traits) for rule in rules), *judged[2:])
+    return (
+        *(_judged(name, check) for name, check in before),
+        *(rule.judge(traits) for rule in wanted.rules),
+        *(_judged(name, check) for name, check in after),
+    )
 
 
 def _judged(name: str, check: Callable[[], object]) -> Judgement:
