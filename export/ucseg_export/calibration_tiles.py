@@ -30,7 +30,7 @@ def calibration_tiles(cases: Path, spec: ModelSpec, tiles_per_case: int) -> list
     Raises:
         InputError: There are no cases, or one cannot be read.
     """
-    return [_tiles_of(volume, spec, tiles_per_case) for volume in volumes_to_compare_on(cases, spec.modality)]
+    return [_tiles_of(volume, spec, tiles_per_case) for volume in volumes_to_compare_on(cases, spec)]
 
 
 def digest_of(tiles: Sequence[Float32Array]) -> str:
@@ -43,7 +43,7 @@ def digest_of(tiles: Sequence[Float32Array]) -> str:
 
 
 def _tiles_of(volume: Volume, spec: ModelSpec, most: int) -> list[Float32Array]:
-    prepared = preprocess(volume, spec.preprocessing)
+    prepared = preprocess(volume, spec.preprocessing, channels=spec.channels)
     plan = plan_tiles(prepared.spatial_shape, spec.tiling).tiles
     chosen = np.linspace(0, len(plan) - 1, min(most, len(plan))).round().astype(int)
     tiles = (prepared.read((plan[index],)) for index in chosen)

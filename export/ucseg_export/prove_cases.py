@@ -1,4 +1,4 @@
-"""The volumes on which engines are compared: prepared training cases, DICOM series, or the demo's chest CT."""
+"""The images on which engines are compared: prepared training cases, DICOM series or clips, or the demo's chest CT."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ucseg_runtime.clip_model import frames_at_a_time, require_picture_model
+from ucseg_runtime.dicom.frame_images import scan_with_frames
+from ucseg_runtime.dicom.frame_reader import FrameReader
 from ucseg_runtime.dicom.reader import read_volume
 from ucseg_runtime.dicom.selection import select_series, unusable_because
 from ucseg_runtime.dicom.series import scan
 from ucseg_runtime.errors import InputError
+from ucseg_runtime.geometry import frame_grid
+from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.packaged_data import write_demo_study
 from ucseg_runtime.volume import Volume
 from ucseg_training.data.case import load_case
@@ -17,21 +22,22 @@ from ucseg_training.data.case import load_case
 _DEMO_MODALITY = "CT"
 
 
-def volumes_to_compare_on(folder: Path | None, modality: str) -> Iterator[Volume]:
+def volumes_to_compare_on(folder: Path | None, spec: ModelSpec) -> Iterator[Volume]:
     """Volumes one after the other, in a stable order.
 
     Args:
-        folder: With prepared cases (NPZ), or with DICOM files, of which every series that fits is one volume; None: the
-            chest CT of the demo, which is fetched once.
-        modality: That the model was made for.
+        folder: With prepared cases (NPZ), or with DICOM files, of which every series that fits is one volume, or its
+            first frames are; None: the chest CT of the demo, which is fetched once.
+        spec: The model.
 
     Raises:
         InputError: The folder holds nothing of the kind, or something that cannot be read; or no folder was given and
             the model is not made for CT.
     """
+    modality = spec.modality
     if folder is not None:
         prepared = sorted(folder.glob("*.npz"))
-        yield from _prepared_cases(prepared, modality) if prepared else _dicom_series(folder, modality)
+        yield from _prepared_cases(prepared, modality) if prepared else _dicom(folder, spec)
     elif modality == _DEMO_MODALITY:
         with tempfile.TemporaryDirectory() as demo:
             write_demo_study(Path(demo))
@@ -46,6 +52,21 @@ def _prepared_cases(paths: Sequence[Path], modality: str) -> Iterator[Volume]:
     for path in paths:
         case = load_case(path)
         yield Volume(case.voxels, case.geometry, modality)
+
+
+def _dicom(folder: Path, spec: ModelSpec) -> Iterator[Volume]:
+    return _dicom_series(folder, spec.modality) if spec.image_kind == "slices" else _clips(folder, spec)
+
+
+def _clips(folder: Path, spec: ModelSpec) -> Iterator[Volume]:
+    """As many frames of every series as are segmented together."""
+    require_picture_model(spec)
+    found = scan_with_frames(scan(folder))
+    usable = [s for s in found.series if unusable_because(s, spec.modality, kind="frames") is None]
+    for series in usable or [select_series(found, spec.modality, kind="frames").chosen]:
+        with FrameReader(series, spec.channels) as reader:
+            frames = reader.read(slice(0, frames_at_a_time(spec, series.rows, series.columns)))
+        yield Volume(frames, frame_grid(*frames.shape[1:]), spec.modality)
 
 
 def _dicom_series(folder: Path, modality: str) -> Iterator[Volume]:

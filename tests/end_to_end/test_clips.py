@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import numpy.typing as npt
 import pydicom
 import pytest
 from pydicom import uid
+from typer.testing import CliRunner
 
 from tests.clip_phantom import ClipPhantom, colour_model, grey_model
 from tests.results import conformance
+from ucseg_runtime.cli.app import app
 from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions, SegEncoding
 from ucseg_runtime.errors import InputError, UcsegError
 from ucseg_runtime.model_folder import Model, load_model
@@ -221,3 +224,64 @@ def test_sizes_that_differ_are_refused(models: dict[tuple[str, int], Model], tmp
     with pytest.raises(InputError, match="60 x 70 pixels") as refused:
         segment(tmp_path / "in", tmp_path / "out", models["ES", 3])
     assert refused.value.code == "UCSEG-E119"
+
+
+def test_command_line_segments_inspects_and_plans_a_clip(tmp_path: Path) -> None:
+    ClipPhantom(frames=4).write(tmp_path / "in" / "clip.dcm")
+    model = str(colour_model().write(tmp_path / "model"))
+    source = str(tmp_path / "in")
+
+    inspected = CliRunner().invoke(app, ["inspect", source, "--model", model])
+    assert inspected.exit_code == 0, inspected.output
+    assert "4 × 50 × 70" in inspected.stdout
+    planned = CliRunner().invoke(app, ["plan", source, "--model", model, "--no-gate", "--json"])
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.stdout)["tiles"] == 4
+    arguments = ["segment", source, "--model", model, "--no-gate", "--out", str(tmp_path / "out")]
+    segmented = CliRunner().invoke(app, arguments)
+    assert segmented.exit_code == 0, segmented.output
+    assert "largest area px" in segmented.stdout
+    as_json = json.loads(CliRunner().invoke(app, [*arguments, "--overwrite", "--json"]).stdout)
+    assert as_json["measurements"][0]["frames"] == 4
+    assert as_json["files"] == ["segmentation.dcm", "montage.png", "timeline.csv", "record.json"]
+    within = [*arguments, "--overwrite", "--max-memory", "4000"]
+    assert CliRunner().invoke(app, within).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "--overwrite", "--max-memory", "10"]).exit_code == 3
+
+
+def test_several_clips_are_segmented_one_after_the_other(tmp_path: Path) -> None:
+    for name, frames in (("a", 2), ("b", 3)):
+        ClipPhantom(frames=frames).write(tmp_path / name / "clip.dcm")
+    model = str(colour_model().write(tmp_path / "model"))
+    sources = [str(tmp_path / name) for name in "ab"]
+    result = CliRunner().invoke(
+        app, ["segment", *sources, "--model", model, "--no-gate", "--out", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0, result.output
+    for number, frames in (("1", 2), ("2", 3)):
+        assert pydicom.dcmread(tmp_path / "out" / number / "segmentation.dcm").NumberOfFrames == frames
+    assert "class 1 in 3 frames" in result.stdout
+
+
+def test_clip_in_a_zip_archive_is_read_while_it_is_segmented(
+    models: dict[tuple[str, int], Model], tmp_path: Path
+) -> None:
+    path = ClipPhantom(frames=2).write(tmp_path / "clip.dcm")
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.write(path, "clip.dcm")
+    assert segment(tmp_path / "in.zip", tmp_path / "out", models["ES", 3]).NumberOfFrames == 2
+
+
+def test_frame_that_cannot_be_decoded_is_named_and_nothing_is_left(
+    models: dict[tuple[str, int], Model], tmp_path: Path
+) -> None:
+    def spoil(dataset: pydicom.FileDataset) -> None:
+        frames = list(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=5))
+        frames[2] = frames[2][:20] + b"\0" * 200 + frames[2][-2:]
+        dataset.PixelData = pydicom.encaps.encapsulate(frames)
+
+    KINDS["jpeg ybr"].write(tmp_path / "in" / "clip.dcm", edit=spoil)
+    with pytest.raises(InputError, match="frame 3 of file 1 of 1") as refused:
+        segment(tmp_path / "in", tmp_path / "out", models["ES", 3])
+    assert refused.value.code in {"UCSEG-E104", "UCSEG-E106"}
+    assert not (tmp_path / "out").exists()

@@ -13,8 +13,9 @@ import pytest
 from onnx import numpy_helper
 from typer.testing import CliRunner, Result
 
+from tests.clip_phantom import ClipPhantom, colour_model
 from tests.fake_backend import FakeBackend
-from tests.model_phantom import ModelPhantom, replace_artifact
+from tests.model_phantom import ModelPhantom, manifest_fields, replace_artifact
 from tests.phantoms import CtPhantom, write_ct_series
 from tests.volume_phantom import STRAIGHT, Box, centred_geometry, volume_of
 from ucseg_export.cli.app import app
@@ -24,9 +25,11 @@ from ucseg_export.prove_cases import volumes_to_compare_on
 from ucseg_runtime.accuracy_gate import PROOFS_NAME
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends import open_backend
+from ucseg_runtime.backends.graphs import GRAPHS
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import AccuracyGateError, InputError
 from ucseg_runtime.geometry import VolumeGeometry
+from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.model_folder import Model, load_model
 from ucseg_training.calibration import expected_calibration_error
 from ucseg_training.data.case import Case, save_case
@@ -43,6 +46,11 @@ def folder(tmp_path: Path) -> Path:
 def study(tmp_path: Path) -> Path:
     write_ct_series(tmp_path / "study", PHANTOM)
     return tmp_path / "study"
+
+
+def manifest_of(modality: str) -> Manifest:
+    fields = manifest_fields(ModelPhantom(), dict.fromkeys(GRAPHS, b""))
+    return Manifest.model_validate({**fields, "modality": modality})
 
 
 def prove(folder: Path, study: Path, *arguments: str) -> Result:
@@ -203,14 +211,25 @@ def test_prepared_cases_are_volumes(tmp_path: Path) -> None:
     labels = np.zeros((4, 5, 6), dtype=np.uint8)
     for name in "ab":
         save_case(Case(name, voxels, labels, labels, geometry), tmp_path / f"{name}.npz")
-    volumes = list(volumes_to_compare_on(tmp_path, "CT"))
+    volumes = list(volumes_to_compare_on(tmp_path, manifest_of("CT")))
     assert [volume.voxels.shape for volume in volumes] == [(4, 5, 6)] * 2
     np.testing.assert_array_equal(volumes[0].voxels, voxels)
 
 
 def test_other_modalities_need_volumes_of_the_users_own() -> None:
     with pytest.raises(InputError, match="no MR volumes.*--cases"):
-        list(volumes_to_compare_on(None, "MR"))
+        list(volumes_to_compare_on(None, manifest_of("MR")))
+
+
+def test_clips_prove_an_engine_for_models_of_planes(tmp_path: Path) -> None:
+    clip = ClipPhantom(frames=3)
+    clip.write(tmp_path / "in" / "clip.dcm")
+    model = load_model(colour_model().write(tmp_path / "model"))
+    (volume,) = volumes_to_compare_on(tmp_path / "in", model.manifest)
+    assert volume.voxels.shape == (3, 3, clip.rows, clip.columns)
+    result = prove(tmp_path / "model", tmp_path / "in", "--engine", "onnxruntime")
+    assert result.exit_code == 0, result.output
+    assert load_model(tmp_path / "model").proofs.engines[0].cases[0].classes[0].dice == 1.0
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:

@@ -50,7 +50,7 @@ def everything(
         calibration = calibrated(loaded, options, cases, tiles_per_case)
         folder, engines = build_engines(loaded, options, builder, out or engines_folder(), calibration)
         print_engines(folder, engines, options, builder)
-        volumes = volumes_to_compare_on(prove_on, loaded.manifest.modality)
+        volumes = volumes_to_compare_on(prove_on, loaded.manifest)
         proofs = prove(loaded, volumes, candidates(loaded, "auto", "auto"))
         write_proofs(loaded, proofs)
         print_proofs(loaded.manifest, proofs)

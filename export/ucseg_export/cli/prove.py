@@ -35,7 +35,7 @@ def prove(
 
         loaded = load_model(model)
         options = candidates(loaded, engine, precision, device)
-        proofs = prove(loaded, volumes_to_compare_on(cases, loaded.manifest.modality), options)
+        proofs = prove(loaded, volumes_to_compare_on(cases, loaded.manifest), options)
         write_proofs(loaded, proofs)
         if as_json:
             print_json([proof.model_dump(mode="json") for proof in proofs])
