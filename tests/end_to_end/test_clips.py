@@ -91,6 +91,8 @@ def test_object_comes_back_in_its_frame_and_place(
     assert set(found) == {(clip.sop_uid, frame + 1 if clip.frames > 1 else 0) for frame in range(clip.frames)}
     for (_, frame), plane in found.items():
         assert_shows(plane, clip.mask(max(frame - 1, 0)))
+    order = [group.FrameContentSequence[0].TemporalPositionIndex for group in seg.PerFrameFunctionalGroupsSequence]
+    assert order == list(range(1, clip.frames + 1)), "players show frames in the order of the object"
     assert not {"FrameOfReferenceUID", "PositionReferenceIndicator"} & {element.keyword for element in seg}
     assert conformance(tmp_path / "out" / "segmentation.dcm").errors == {}
 

@@ -65,18 +65,16 @@ class FrameReader:
             frames: Places in the series.
 
         Returns:
-            uint8, shape (channels, frames, rows, columns), 0 … 255; red, green, blue, or grey. A view of an array with
-            the channels last.
+            uint8, C-contiguous, shape (channels, frames, rows, columns), 0 … 255; red, green, blue, or grey.
 
         Raises:
             PixelDataError: Pixels are missing, damaged, or cannot be decoded.
         """
         instances = self._series.instances[frames]
-        shape = (len(instances), self._series.rows, self._series.columns, self._channels)
-        read = np.empty(shape, dtype=np.uint8)
-        for target, instance in zip(read, instances, strict=True):
-            target[...] = self._frame(instance)
-        return np.moveaxis(read, -1, 0)
+        read = np.empty((self._channels, len(instances), self._series.rows, self._series.columns), dtype=np.uint8)
+        for number, instance in enumerate(instances):
+            read[:, number] = np.moveaxis(self._frame(instance), -1, 0)
+        return read
 
     def _frame(self, instance: Instance) -> UInt8Array:
         """One frame, shape (rows, columns, channels), or with one channel that is repeated."""

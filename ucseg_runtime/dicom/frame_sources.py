@@ -29,7 +29,9 @@ def file_headers(series: Series) -> tuple[Dataset, ...]:
 
 
 def frame_sources(series: Series, headers: Sequence[Dataset]) -> list[Dataset]:
-    """A header for each frame as if it were a slice: frame n lies at z = n mm, and is 1 mm a pixel.
+    """A header for each frame as if it were a slice: frame n lies at z = −n mm, and is 1 mm a pixel.
+
+    highdicom 0.28 begins with the greatest z, so that the first frame comes first.
 
     Args:
         series: With frames.
@@ -42,7 +44,7 @@ def frame_sources(series: Series, headers: Sequence[Dataset]) -> list[Dataset]:
         source = Dataset()
         source.update(of_path[instance.path])
         source.FrameOfReferenceUID = place
-        source.ImagePositionPatient = [0.0, 0.0, float(number)]
+        source.ImagePositionPatient = [0.0, 0.0, -float(number)]
         source.ImageOrientationPatient = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
         source.PixelSpacing = [1.0, 1.0]
         source.SliceThickness = 1.0
