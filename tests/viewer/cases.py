@@ -12,7 +12,7 @@ from pydicom.dataset import FileDataset
 from tests.phantoms import AXIAL, OBLIQUE, CtPhantom, edit_file, write_ct_series
 from tests.results import CLASSES, IDENTITY, segmentation_on, sources_of
 from tests.viewer.overlay import Labels
-from ucseg_runtime.config import SegType
+from ucseg_runtime.config import SegEncoding, SegType
 from ucseg_runtime.dicom.seg_writer import write_seg
 from ucseg_runtime.manifest import SegmentClass
 
@@ -96,7 +96,7 @@ class Case:
         """Write the series and its segmentation below `folder`; the segmentation is the last one."""
         files = write_ct_series(folder / "ct", self.phantom)
         segmentation = segmentation_on(self.phantom.geometry, np.ascontiguousarray(self.labels))
-        write_seg(folder / "seg.dcm", segmentation, sources_of(self.phantom), IDENTITY, self.seg_type)
+        write_seg(folder / "seg.dcm", segmentation, sources_of(self.phantom), IDENTITY, SegEncoding(self.seg_type))
         if self.edit is not left_alone:
             edit_file(folder / "seg.dcm", self.edit)
         return [*files, folder / "seg.dcm"]
