@@ -148,6 +148,10 @@ def compare(service: Service, rounds: int) -> dict[str, Any]:
     ways = {
         "embedded": embedded,
         "tile": InferenceOptions(gate=False, server=service.client("tile")),
+        "merged": InferenceOptions(gate=False, server=service.client("merged")),
+        "merged_shared_memory": InferenceOptions(
+            gate=False, server=replace(service.client("merged"), shared_memory=True)
+        ),
         "tile_shared_memory": InferenceOptions(gate=False, server=replace(service.client("tile"), shared_memory=True)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in (*ways, "volume")}

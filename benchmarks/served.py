@@ -6,10 +6,9 @@ import socket
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ucseg_runtime.model_folder import Model
-from ucseg_runtime.server_options import TritonServer, server_address
+from ucseg_runtime.server_options import TritonMode, TritonServer, server_address
 from ucseg_serving.local_server import LocalOptions, LocalServer, running_server
 from ucseg_serving.server_package import install_server
 
@@ -33,7 +32,7 @@ class Service:
         """Where clients reach it by gRPC."""
         return f"grpc://127.0.0.1:{self.ports.grpc_port}"
 
-    def client(self, mode: Literal["tile", "volume"]) -> TritonServer:
+    def client(self, mode: TritonMode) -> TritonServer:
         """Options of one client."""
         return TritonServer((server_address(self.url),), mode, timeout_s=_TIMEOUT_S)
 

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from ucseg_runtime.errors import BackendUnavailableError
 
-TritonMode = Literal["tile", "volume"]
+TritonMode = Literal["tile", "merged", "volume"]
 Scheme = Literal["grpc", "grpcs", "http", "https"]
 
 _SCHEMES: dict[str, Scheme] = {"grpc": "grpc", "grpcs": "grpcs", "http": "http", "https": "https"}
@@ -70,7 +70,8 @@ class TritonServer:
 
     Attributes:
         addresses: At least one; the next is used when one fails.
-        mode: ``tile``: tiles go to the server, the volume stays here; ``volume``: the whole volume goes there.
+        mode: ``tile``: tiles go to the ensemble of the stages, the volume stays here; ``merged``: the same with one
+            graph instead of the four stages; ``volume``: the whole volume goes there.
         timeout_s: Within which a request must be answered, repeats included.
         in_flight: Requests that wait for an answer at the same time, at most.
         shared_memory: Whether tensors go by system shared memory; the server must be on this machine and allow it.

@@ -51,10 +51,11 @@ def through_server(served: ServedPhantom, remote: TritonServer, volume: Volume =
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
-def test_tile_mode_gives_the_very_voxels_of_the_embedded_engine(
-    served_phantom: ServedPhantom, expected: Segmentation, scheme: Scheme
+@pytest.mark.parametrize("mode", ["tile", "merged"])
+def test_tiles_give_the_very_voxels_of_the_embedded_engine(
+    served_phantom: ServedPhantom, expected: Segmentation, scheme: Scheme, mode: str
 ) -> None:
-    result = through_server(served_phantom, server(served_phantom, scheme))
+    result = through_server(served_phantom, server(served_phantom, scheme, mode=mode))
     np.testing.assert_array_equal(result.label_map, expected.label_map)
     np.testing.assert_array_equal(result.uncertainty, expected.uncertainty)
     assert result.engine.name == "triton-openvino"

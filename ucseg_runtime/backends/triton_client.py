@@ -24,11 +24,12 @@ from ucseg_runtime.backends.triton_tensors import (
     PROVEN,
     TritonModel,
     TritonTensor,
+    graph_model,
     logits_model,
     tiles_model,
 )
 from ucseg_runtime.errors import AccuracyGateError, BackendError, EngineMismatchError
-from ucseg_runtime.manifest import ModelSpec
+from ucseg_runtime.manifest import MERGED, ModelSpec
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.segmentation import EngineInfo
 from ucseg_runtime.server_options import TritonServer
@@ -43,18 +44,25 @@ class TritonBackend:
     Args:
         spec: What the model fixes.
         info: What computes.
-        servers: By whether logits are wanted; they come from a model of their own.
+        models: By whether logits are wanted, which come from a model of their own.
+        servers: The same.
         max_batch: Most tiles of a request.
         in_flight: Requests at the same time.
     """
 
     def __init__(
-        self, spec: ModelSpec, info: BackendInfo, servers: dict[bool, ServerGroup], max_batch: int, in_flight: int
+        self,
+        spec: ModelSpec,
+        info: BackendInfo,
+        models: dict[bool, TritonModel],
+        servers: dict[bool, ServerGroup],
+        max_batch: int,
+        in_flight: int,
     ) -> None:
         self._spec = spec
         self._info = info
         self._servers = servers
-        self._models = {False: tiles_model(spec), True: logits_model(spec)}
+        self._models = models
         self._max_batch = max_batch
         self._senders = ThreadPoolExecutor(in_flight, thread_name_prefix="triton")
         self._closed = False
@@ -118,9 +126,11 @@ def open_triton_backend(model: Model, server: TritonServer, *, gate: bool) -> It
         AccuracyGateError: Its engine has not passed the accuracy gate.
     """
     spec = model.manifest
+    of_tiles = graph_model(MERGED, spec) if server.mode == "merged" else tiles_model(spec)
+    models = {False: of_tiles, True: logits_model(spec)}
     with (
-        ServerGroup(server, tiles_model(spec).name, checker(model, tiles_model(spec), gate=gate)) as tiles,
-        ServerGroup(server, logits_model(spec).name, checker(model, logits_model(spec), gate=gate)) as logits,
+        ServerGroup(server, models[False].name, checker(model, models[False], gate=gate)) as tiles,
+        ServerGroup(server, models[True].name, checker(model, models[True], gate=gate)) as logits,
     ):
         address, description = tiles.describe()
         # A processor computes the tiles of one request one after the other, those of several at the same time.
@@ -131,7 +141,7 @@ def open_triton_backend(model: Model, server: TritonServer, *, gate: bool) -> It
             reason=f"served by Triton at {address}",
             parallel_tiles=server.in_flight * batch,
         )
-        backend = TritonBackend(spec, info, {False: tiles, True: logits}, batch, server.in_flight)
+        backend = TritonBackend(spec, info, models, {False: tiles, True: logits}, batch, server.in_flight)
         try:
             yield backend
         finally:

@@ -16,7 +16,7 @@ from ucseg_runtime.trace_context import new_trace_context, trace_context_from_te
 
 EngineOrServer = Literal[EngineChoice, "triton"]  # typing flattens a Literal inside a Literal
 
-_DEFAULT_TIMEOUT_S: dict[TritonMode, float] = {"tile": 120.0, "volume": 900.0}
+_DEFAULT_TIMEOUT_S: dict[TritonMode, float] = {"tile": 120.0, "merged": 120.0, "volume": 900.0}
 
 EngineOrServerOption = Annotated[
     EngineOrServer,
@@ -36,7 +36,7 @@ UrlOption = Annotated[
 ]
 TritonModeOption = Annotated[
     TritonMode,
-    typer.Option("--triton-mode", help="tile: tiles go to the server; volume: the whole volume goes there."),
+    typer.Option("--triton-mode", help="Tiles through the ensemble (tile) or one graph (merged), or the whole volume."),
 ]
 TimeoutOption = Annotated[
     float,
