@@ -19,7 +19,7 @@ from tests.phantoms import PHI_CANARIES, CtPhantom, write_ct_series
 from tests.proof_phantom import proof, proven, write_proofs
 from ucseg_runtime.cli.app import app
 from ucseg_runtime.cli.reporting import print_table
-from ucseg_runtime.publish import RESULT_NAMES
+from ucseg_runtime.publish import RESULT_NAMES, TIMELINE
 from ucseg_runtime.selftest import SelfTestResult
 
 EXTRAS = ("--rtstruct", "--nifti", "--nrrd", "--preview")
@@ -50,7 +50,7 @@ def test_segment_writes_every_object_and_one_table(study: Path, model: Path, tmp
     result = run("segment", study, "--out", tmp_path / "out", "--model", model, *EXTRAS)
 
     assert result.exit_code == 0, result.output
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(RESULT_NAMES)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted({*RESULT_NAMES} - {TIMELINE})
     assert "class 1" in result.stdout
     assert "1 files left out: UCSEG-E101" in result.stderr
     assert_no_patient_data(result.output)
@@ -219,7 +219,7 @@ def test_memory_budget_changes_the_plan_and_not_a_byte_of_the_results(study: Pat
 def test_budget_that_nothing_fits_is_refused_before_pixels_are_read(
     study: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ucseg_runtime.series_steps.read_volume", lambda series: pytest.fail("pixels were read"))
+    monkeypatch.setattr("ucseg_runtime.series_steps.read_voxels", lambda series: pytest.fail("pixels were read"))
     result = run("segment", study, "--out", tmp_path / "out", "--model", model, "--max-memory", 100, "--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["error"]["code"] == "UCSEG-E127"

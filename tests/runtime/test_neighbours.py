@@ -89,7 +89,8 @@ def test_every_file_is_that_of_a_run_alone(
         assert content(job.folder) == content(tmp_path / "together" / job.folder.name)
         outcome = outcomes[int(job.folder.name) - 1]
         assert isinstance(outcome, Segmented)
-        assert outcome.result.measurements == alone.measurements
+        # In words, since figures that do not exist are NaN, which equals nothing once it came from another process.
+        assert repr(outcome.result.measurements) == repr(alone.measurements)
         assert outcome.result.tiles == alone.tiles
         assert list(outcome.result.seconds) == list(alone.seconds)
 
