@@ -287,3 +287,30 @@ def test_frame_that_cannot_be_decoded_is_named_and_nothing_is_left(
         segment(tmp_path / "in", tmp_path / "out", models["ES", 3])
     assert refused.value.code in {"UCSEG-E104", "UCSEG-E106"}
     assert not (tmp_path / "out").exists()
+
+
+def test_clip_in_a_zip_archive_is_refused_beside_other_inputs(tmp_path: Path) -> None:
+    path = ClipPhantom(frames=2).write(tmp_path / "folder" / "clip.dcm")
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        archive.write(path, "clip.dcm")
+    model = str(colour_model().write(tmp_path / "model"))
+    sources = [str(tmp_path / "in.zip"), str(tmp_path / "folder")]
+    arguments = ["segment", *sources, "--model", model, "--no-gate", "--json", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 7, result.output
+    refused, done = json.loads(result.stdout)
+    assert "zip archive" in refused["error"]["message"]
+    assert done["measurements"][0]["frames"] == 2
+
+
+def test_batch_counts_frames_and_areas_of_clips(tmp_path: Path) -> None:
+    ClipPhantom(frames=3).write(tmp_path / "in" / "clip.dcm")
+    model = str(colour_model().write(tmp_path / "model"))
+    arguments = ["batch", str(tmp_path / "in"), "--model", model, "--no-gate", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["class 1_frames"] == "3"
+    assert int(row["class 1_largest_area_px"]) > 200
+    assert "class 1_ml" not in row
