@@ -51,7 +51,7 @@ def read_with_ucseg(request: Json) -> Json:
     """Scan, choose, check, read."""
     from unittest import mock
 
-    from ucseg_runtime.dicom import reader
+    from ucseg_runtime.dicom import reader, stored_frames
     from ucseg_runtime.dicom.decoding import DecoderProcess
     from ucseg_runtime.dicom.selection import select_series
     from ucseg_runtime.dicom.series import scan
@@ -64,7 +64,7 @@ def read_with_ucseg(request: Json) -> Json:
             child_mb.append(int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) / 1024)
             super().__exit__(None, None, None)
 
-    with mock.patch.object(reader, "DecoderProcess", Weighed):
+    with mock.patch.object(stored_frames, "DecoderProcess", Weighed):
         started = time.perf_counter()
         voxels = reader.read_volume(select_series(scan(Path(request["folder"])), "CT").chosen).voxels
         seconds = time.perf_counter() - started

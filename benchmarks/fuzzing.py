@@ -30,7 +30,7 @@ from pydicom.dataset import Dataset
 from fuzz_corpus import Seed
 from measuring import environment, peak_memory_mb
 from mutations import Mutation, mutated
-from ucseg_runtime.dicom import reader
+from ucseg_runtime.dicom import reader, stored_frames
 from ucseg_runtime.dicom.decoding import DecodeLimits, DecoderProcess
 from ucseg_runtime.dicom.instances import Instance
 from ucseg_runtime.dicom.selection import select_series
@@ -248,7 +248,7 @@ def _processor_seconds(pid: int) -> float:
 def _work(files_of: Damage, first: int, n: int) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not garble an answer
     decoder = _SharedDecoder()
-    patched = mock.patch.object(reader, "DecoderProcess", return_value=decoder)
+    patched = mock.patch.object(stored_frames, "DecoderProcess", return_value=decoder)
     with tempfile.TemporaryDirectory() as folder, patched, decoder.running():
         print(_READY.decode(), end="", file=answers, flush=True)
         for seed in range(first, first + n):
