@@ -95,8 +95,8 @@ class HttpConnection:
         with _time_limit(connection, timeout_s) as over:
             try:
                 connection.request(method, path, body=body or None, headers={**self._headers, **headers})
-                answer = connection.getresponse()
-                content = answer.read()
+                with connection.getresponse() as answer:  # of its own file, which an answer that breaks off leaves open
+                    content = answer.read()
             except ssl.SSLCertVerificationError as error:
                 connection.close()
                 raise untrusted(self._address, error.verify_message) from error
