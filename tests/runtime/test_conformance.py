@@ -29,7 +29,7 @@ def test_results_on_patient_a_have_no_errors_and_hold_the_label_map(patient_a_fo
     # Lungs and air as labels: ragged borders, many components, every slice; without the noise of single voxels, of
     # which each would be a contour of its own.
     labels = np.digitize(volume.voxels, [-900, -500, 300]).astype(np.uint8) % 4
-    labels = np.stack([cv2.medianBlur(plane, 7) for plane in labels])
+    labels = np.stack([cv2.medianBlur(plane, 15) for plane in labels])
     labels[40:60] = 0
 
     paths = write_objects(tmp_path, segmentation_on(volume.geometry, labels), sources)
