@@ -59,7 +59,7 @@ def check_output_folder(folder: Path, overwrite: bool, needed_bytes: int = 0) ->
         OutputExistsError: The folder holds a file with the name of a result, and `overwrite` is False.
         OutputError: The path is no folder, cannot be written, or its disk has too little space.
     """
-    with _reported_as_output_error():
+    with reported_as_output_error():
         existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
         if not existing.is_dir():
             raise OutputError("the output path or one above it is not a folder.", hint="Give another --out.")
@@ -100,7 +100,7 @@ def staged_results(folder: Path, overwrite: bool, needed_bytes: int = 0) -> Iter
         OutputError: See `check_output_folder`; or the operating system failed while results were written.
     """
     check_output_folder(folder, overwrite, needed_bytes)
-    with _reported_as_output_error(), _made_folders(folder), _staging_folder(folder) as hidden:
+    with reported_as_output_error(), _made_folders(folder), _staging_folder(folder) as hidden:
         yield Staging(folder, hidden, overwrite)
 
 
@@ -139,7 +139,7 @@ class Staging:
             OutputExistsError: Results appeared in the folder meanwhile, and they may not be replaced.
             OutputError: The operating system failed; the folder is as it was.
         """
-        with _reported_as_output_error():
+        with reported_as_output_error():
             names = [name for name in RESULT_NAMES if (self._hidden / name).is_file()]
             self._write_record({**record, "outputs": {name: _fingerprint(self._hidden / name) for name in names}})
             for name in (*names, RECORD):
@@ -283,7 +283,7 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _reported_as_output_error() -> Iterator[None]:
+def reported_as_output_error() -> Iterator[None]:
     """Failures of the operating system as `OutputError`, by their kind alone: a path can hold a name."""
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from typer.testing import CliRunner, Result
 from tests.batch.exports import TINY, tree, write_export, write_mixed_export, write_model
 from tests.phantoms import PHI_CANARIES, edit_file
 from ucseg_runtime.batch.export_index import index_export
+from ucseg_runtime.batch.leases import Leases
 from ucseg_runtime.batch.run import STATE_FOLDER
 from ucseg_runtime.cli.app import app
 from ucseg_runtime.publish import RECORD
@@ -270,3 +272,33 @@ def test_index_takes_the_archive_for_a_copy_of_plain_files(tmp_path: Path) -> No
 
     assert [series.archive for series in index.series] == [-1]
     assert index.skipped["UCSEG-E112", "holds a series that lies elsewhere in the export too"] == 1
+
+
+@pytest.mark.parametrize("where", ["a file", "the export", "below the export"])
+def test_impossible_folders_of_results_are_refused_before_any_work(tmp_path: Path, model: Path, where: str) -> None:
+    export = write_export(tmp_path / "in", 1)
+    (tmp_path / "file").write_text("kept")
+    out = {"a file": tmp_path / "file", "the export": export, "below the export": export / "out"}[where]
+    before = sorted(tmp_path.rglob("*"))
+
+    result = run("batch", export, "--out", out, "--model", model)
+
+    assert result.exit_code == 6, result.output
+    assert "UCSEG-E15" in result.output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_disk_that_is_full_stops_the_batch_with_its_own_code_and_resumes(
+    tmp_path: Path, model: Path, export: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> bool:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Leases, "claim", full)
+        result = run("batch", export, "--out", tmp_path / "out", "--model", model, "--engine", "openvino")
+    assert result.exit_code == 6, result.output
+    assert "No space left" in result.output
+
+    assert batch(export, tmp_path / "out", model, "--engine", "openvino")["counts"] == {"segmented": 4}
+    assert tree(tmp_path / "out") == tree(finished)

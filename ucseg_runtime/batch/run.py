@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -19,6 +20,7 @@ from ucseg_runtime.dicom.uids import site_secret
 from ucseg_runtime.errors import OutputError, SeriesSelectionError, UcsegError
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.neighbours import Outcome, Refused, SeriesJob, segment_neighbours
+from ucseg_runtime.publish import check_output_folder, reported_as_output_error
 from ucseg_runtime.series_steps import run_identity, settings_of
 
 STATE_FOLDER = ".ucseg-batch"
@@ -109,6 +111,21 @@ class BatchPlan:
         return why_not_done(self.places.folder_of(series), Expected(self.expected, series.content))
 
 
+def check_folders(export: Path, out: Path) -> None:
+    """Check before any work that results can be written, and that they do not become a part of the export.
+
+    Args:
+        export: Folder of the export, or one zip archive.
+        out: Folder for the results.
+
+    Raises:
+        OutputError: They cannot.
+    """
+    if out.resolve().is_relative_to(export.resolve()):
+        raise OutputError("the folder of results lies in the export.", hint="Give an --out beside the export.")
+    check_output_folder(out, overwrite=True)
+
+
 def plan_batch(
     index: ExportIndex,
     out: Path,
@@ -168,7 +185,10 @@ def run_batch(
     """
     for outcome in plan.unsuitable:
         report(outcome)
-    with held_leases(plan.places.out / STATE_FOLDER / "leases", options.lease_s) as leases:
+    with ExitStack() as stack:
+        with reported_as_output_error():
+            folder = plan.places.out / STATE_FOLDER / "leases"
+            leases = stack.enter_context(held_leases(folder, options.lease_s))
         jobs = _Jobs(plan, options, leases, report)
         first = next(iter(jobs), None)
         if first is None:
@@ -238,7 +258,9 @@ class _Jobs:
         if not self._options.redo and not self._plan.why_not_done(series):
             return "done"
         key = self._plan.places.key_of(series)
-        if not self._leases.claim(key):
+        with reported_as_output_error():
+            claimed = self._leases.claim(key)
+        if not claimed:
             return "leased"
         if not self._options.redo and not self._plan.why_not_done(series):  # another runner was just done with it
             self._leases.release(key)

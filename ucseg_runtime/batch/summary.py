@@ -9,15 +9,13 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ucseg_runtime.batch.places import Places
 from ucseg_runtime.batch.run import SeriesOutcome
-from ucseg_runtime.errors import BackendUnavailableError
 from ucseg_runtime.manifest import SegmentClass
-from ucseg_runtime.publish import RECORD
+from ucseg_runtime.publish import RECORD, reported_as_output_error
 
-SUMMARY, FAILURES, PARQUET = "summary.csv", "failures.csv", "summary.parquet"
+SUMMARY, FAILURES = "summary.csv", "failures.csv"
 
 _SIZES = {"volume_ml": "ml", "frames": "frames", "largest_area_px": "largest_area_px"}
 """Figures of a record, of which volumes have the first and clips the others, and what they are called in a table."""
@@ -69,40 +67,14 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Row]) -> None:
     """Write a table beside its place and rename it, so that nobody reads half of one.
 
     Raises:
-        OSError: It cannot be written.
+        OutputError: It cannot be written.
     """
     text = io.StringIO()
     table = csv.DictWriter(text, header, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    _replace(path, text.getvalue().encode())
-
-
-def write_parquet(path: Path, rows: Sequence[Row]) -> None:
-    """The summary as a Parquet file.
-
-    Raises:
-        BackendUnavailableError: pyarrow is not installed.
-        OSError: It cannot be written.
-    """
-    arrow, parquet = require_pyarrow()
-    sink = arrow.BufferOutputStream()
-    parquet.write_table(arrow.Table.from_pylist(list(rows)), sink)
-    _replace(path, sink.getvalue().to_pybytes())
-
-
-def require_pyarrow() -> tuple[Any, Any]:  # Any: pyarrow has no types
-    """The package that writes Parquet.
-
-    Raises:
-        BackendUnavailableError: It is not installed.
-    """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise BackendUnavailableError("Writing Parquet needs pyarrow:", hint="pip install pyarrow.") from error
-    return pyarrow, parquet
+    with reported_as_output_error():
+        _replace(path, text.getvalue().encode())
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -73,7 +73,6 @@ SettleOption = Annotated[
 LeaseOption = Annotated[
     float, typer.Option("--lease", min=1.0, help="Seconds after which a silent runner elsewhere counts as gone.")
 ]
-ParquetOption = Annotated[bool, typer.Option("--parquet", help="Write summary.parquet too (needs pyarrow).")]
 
 
 def batch(
@@ -86,7 +85,6 @@ def batch(
     redo: RedoOption = False,
     settle: SettleOption = 0.0,
     lease: LeaseOption = 300.0,
-    parquet: ParquetOption = False,
     engine: EngineOrServerOption = "auto",
     precision: PrecisionOption = "auto",
     gate: GateOption = True,
@@ -121,8 +119,7 @@ def batch(
     with reported(as_json):
         from ucseg_runtime.batch.export_index import index_export
         from ucseg_runtime.batch.forecast import forecast
-        from ucseg_runtime.batch.run import BatchOptions, plan_batch, run_batch
-        from ucseg_runtime.batch.summary import require_pyarrow
+        from ucseg_runtime.batch.run import BatchOptions, check_folders, plan_batch, run_batch
         from ucseg_runtime.model_folder import default_model_folder, load_model
 
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
@@ -144,8 +141,7 @@ def batch(
             {"rtstruct": rtstruct, "nifti": nifti, "nrrd": nrrd, "preview": preview}
         )
         options = BatchOptions(names, _shard(shard), redo, settle, lease, InputOptions(allow_gaps=allow_gaps))
-        if parquet:
-            require_pyarrow()
+        check_folders(export, out)
         loaded = load_model(model or default_model_folder())
         progress = _Progress(quiet=as_json)
         plan = plan_batch(index_export(export, progress.indexed), out, loaded, inference, outputs, options)
@@ -163,7 +159,7 @@ def batch(
             run_batch(plan, loaded, inference, outputs, options, report)
         finally:
             if outcomes:
-                _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard, parquet=parquet)
+                _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard)
         _show_outcomes(outcomes, out, as_json)
         if any(outcome.state == "failed" for outcome in outcomes):
             raise typer.Exit(EXIT_SOME_FAILED)
@@ -218,17 +214,15 @@ class _Progress:
 
 
 def _write_tables(
-    plan: BatchPlan, outcomes: list[SeriesOutcome], classes: tuple[SegmentClass, ...], *, shard: str, parquet: bool
+    plan: BatchPlan, outcomes: list[SeriesOutcome], classes: tuple[SegmentClass, ...], *, shard: str
 ) -> None:
     """The tables of this runner: with several side by side, each has its own."""
-    from ucseg_runtime.batch.summary import FAILURES, SUMMARY, failure_rows, summary_rows, write_csv, write_parquet
+    from ucseg_runtime.batch.summary import FAILURES, SUMMARY, failure_rows, summary_rows, write_csv
 
     suffix = "" if shard == "1/1" else f"-{shard.replace('/', '-of-')}"
     summary = summary_rows(outcomes, plan.places, classes)
     if summary:
         write_csv(plan.places.out / SUMMARY.replace(".", f"{suffix}."), list(summary[0]), summary)
-        if parquet:
-            write_parquet(plan.places.out / f"summary{suffix}.parquet", summary)
     failures = failure_rows(outcomes, plan.places)
     write_csv(
         plan.places.out / FAILURES.replace(".", f"{suffix}."), ("study", "series", "state", "code", "reason"), failures
