@@ -15,7 +15,7 @@ import numpy as np
 
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends.compiled_cache import CompiledKey, keep, kept
-from ucseg_runtime.backends.cores import processor_name
+from ucseg_runtime.backends.cores import processor_name, usable_cores
 from ucseg_runtime.backends.graphs import AnyShape, Signature
 from ucseg_runtime.backends.offers import Offer, graphs_of, no_graph
 from ucseg_runtime.backends.session import GraphFile, SessionSettings, Tensor
@@ -94,6 +94,8 @@ class OpenVinoEngine:
             # What an int8 graph has not quantised stays in f32.
             "INFERENCE_PRECISION_HINT": "bf16" if settings.precision == "bf16" else "f32",
             "INFERENCE_NUM_THREADS": str(settings.threads),
+            # A process pins its threads to the first cores: several that share the cores would wait for the same ones.
+            "ENABLE_CPU_PINNING": "YES" if settings.threads >= usable_cores() else "NO",
         }
         try:
             model = self._core.read_model(graph.content)
