@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +41,37 @@ with open_backend(model, options) as backend:
         return imported(name, *arguments, **named)
     builtins.__import__ = slowly
     backend.infer(np.zeros((2, 1, *model.manifest.tiling.tile_shape), np.float32))
+"""
+
+
+CORES_IN_USE = """
+import contextlib, os, sys, threading, time
+from pathlib import Path
+import numpy as np
+from ucseg_runtime.backends import open_backend
+from ucseg_runtime.config import InferenceOptions
+from ucseg_runtime.model_folder import load_model
+
+model = load_model(Path(sys.argv[1]))
+options = InferenceOptions(engine="openvino", precision="f32", threads=int(sys.argv[2]), gate=False)
+seen, ended = set(), threading.Event()
+
+def watch():
+    while not ended.is_set():
+        for task in os.listdir("/proc/self/task"):
+            with contextlib.suppress(ProcessLookupError):  # a thread that has just ended
+                seen.add(len(os.sched_getaffinity(int(task))))
+
+with open_backend(model, options) as backend:
+    tiles = np.zeros((1, 1, *model.manifest.tiling.tile_shape), np.float32)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    until = time.monotonic() + 2
+    while time.monotonic() < until:
+        backend.infer(tiles)
+    ended.set()
+    watcher.join()
+print(min(seen))
 """
 
 
@@ -179,3 +211,14 @@ def test_a_link_and_a_place_that_cannot_be_written_are_not_used(model: Model, tm
     for folder in (tmp_path / "link", tmp_path / "file", tmp_path / "file" / "below"):
         infer(model, random_tiles(model), cache_folder=folder)
     assert not list((tmp_path / "real").iterdir())
+
+
+def test_engine_on_a_share_of_the_cores_binds_no_thread_to_one_of_them(tmp_path: Path) -> None:
+    """Several processes with a share each, as Triton has them, would all be bound to the same first cores."""
+    folder = ModelPhantom(tile_shape=(32, 64, 64)).write(tmp_path / "phantom")
+
+    found = subprocess.run(
+        [sys.executable, "-c", CORES_IN_USE, folder, "1"], capture_output=True, text=True, check=True
+    )
+
+    assert int(found.stdout) == len(os.sched_getaffinity(0))
