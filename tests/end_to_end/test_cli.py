@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -240,6 +241,12 @@ def test_compiled_models_are_kept_only_when_asked_for(
         )
         assert len(list((tmp_path / "cache" / "compiled").iterdir())) == 1
         assert (tmp_path / "out" / "segmentation.dcm").read_bytes() == first
+
+
+def test_a_verbose_command_leaves_the_log_of_its_process_as_it_was(study: Path, model: Path) -> None:
+    level = logging.getLogger("ucseg_runtime").level
+    assert run("--verbose", "plan", study, "--model", model, "--no-gate").exit_code == 0
+    assert logging.getLogger("ucseg_runtime").level == level
 
 
 def test_plan_without_gate_knows_no_time(study: Path, model: Path) -> None:

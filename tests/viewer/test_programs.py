@@ -63,7 +63,7 @@ def test_program_ends_when_the_test_run_is_killed(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         program = Path("/proc") / run.stdout.readline().strip()
-        assert program.exists()
+        _wait_until_it_runs(program, "sleep")
         run.send_signal(signal.SIGKILL)
     _wait_until_gone(program)
 
@@ -87,6 +87,13 @@ def test_orthanc_listens_as_long_as_it_is_wanted_and_no_longer(viewer_programs: 
         assert requests.get(f"{pacs.url}/studies", timeout=10.0).json() == []
     with pytest.raises(requests.ConnectionError):
         requests.get(f"{pacs.url}/studies", timeout=10.0)
+
+
+def _wait_until_it_runs(process: Path, name: str) -> None:
+    deadline = time.monotonic() + 10.0
+    while (process / "comm").read_text().strip() != name:
+        assert time.monotonic() < deadline, f"the process never became {name}"
+        time.sleep(0.05)
 
 
 def _wait_until_gone(process: Path) -> None:

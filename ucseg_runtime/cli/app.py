@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -40,6 +41,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log stages and their durations.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
@@ -49,7 +51,9 @@ def _root(
     _forbid_core_files()
     if verbose:
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
-        logging.getLogger("ucseg_runtime").setLevel(logging.INFO)
+        logger = logging.getLogger("ucseg_runtime")
+        context.call_on_close(partial(logger.setLevel, logger.level))
+        logger.setLevel(logging.INFO)
 
 
 def _forbid_core_files() -> None:
