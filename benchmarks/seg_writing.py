@@ -43,7 +43,7 @@ def compare(phantom: CtPhantom, seg_type: SegType, runs: int, folder: Path) -> J
     """Times of both in turns."""
     segmentation, sources = segmentation_of(phantom), sources_of(phantom)
     study, encoding = source_study(sources, phantom.geometry, IDENTITY), SegEncoding(seg_type)
-    segments = [seg_writer._description(item, study, IDENTITY) for item in segmentation.classes]
+    segments = [seg_writer.segment_description(item, study, IDENTITY) for item in segmentation.classes]
     ours, theirs = folder / "ucseg.dcm", folder / "highdicom.dcm"
 
     def by_highdicom() -> None:

@@ -255,7 +255,8 @@ def _forms(grid: NiftiGrid) -> list[Float64Array]:
     header = grid.header()
     readers = (("sform_code", header.get_sform), ("qform_code", header.get_qform))
     try:
-        affines = [read() for code, read in readers if int(header[code]) > 0]
+        with np.errstate(all="ignore"):  # what is not a number is refused with the grid
+            affines = [read() for code, read in readers if int(header[code]) > 0]
     except (HeaderDataError, ValueError) as error:
         raise _refused("its qform is not a rotation") from error
     return [np.asarray(affine, dtype=np.float64) for affine in affines]

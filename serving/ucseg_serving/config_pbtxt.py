@@ -82,8 +82,7 @@ def _graph_config(key: str, spec: ModelSpec, inputs: Sequence[str], options: Ser
     config = _base_config(model, options)
     config.backend = _BACKENDS[options.target]
     _add_instances(config, options)
-    config.dynamic_batching.preferred_batch_size.append(options.max_batch)
-    config.dynamic_batching.max_queue_delay_microseconds = options.queue_delay_us
+    _add_batching(config, options)
     _limit_queue(config, options.tile_timeout_s, options)
     _add_warm_up(config, model, 1)
     if options.target == "cpu":
@@ -144,6 +143,14 @@ def _add_instances(config: Message, options: ServingOptions) -> None:
     group = model_config_pb2.ModelInstanceGroup
     kind = group.KIND_CPU if options.target == "cpu" else group.KIND_GPU
     config.instance_group.add(kind=kind, count=options.instances)
+
+
+def _add_batching(config: Message, options: ServingOptions) -> None:
+    """On a processor requests are not merged: one instance would compute them one after the other while others idle."""
+    batching = config.dynamic_batching
+    batching.preferred_batch_size.append(1 if options.target == "cpu" else options.max_batch)
+    if options.target != "cpu":
+        batching.max_queue_delay_microseconds = options.queue_delay_us
 
 
 def _limit_queue(config: Message, timeout_s: float, options: ServingOptions) -> None:

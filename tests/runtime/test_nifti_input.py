@@ -277,6 +277,16 @@ def test_negative_code_of_a_form_means_none(tmp_path: Path) -> None:
         nifti_image(path, "CT")
 
 
+@pytest.mark.parametrize("place", [256, 268, 280], ids=["quaternion", "qoffset_x", "srow_x"])
+def test_signalling_nan_in_a_form_is_refused(tmp_path: Path, place: int) -> None:
+    content = bytearray(write_image(tmp_path / "image.nii").read_bytes())
+    content[place : place + 4] = 0x7FA00001.to_bytes(4, "little")
+    (tmp_path / "image.nii").write_bytes(bytes(content))
+
+    with pytest.raises(InputError, match="rotation|cannot be placed"):
+        nifti_image(tmp_path / "image.nii", "CT")
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_mutated_headers_give_input_errors_or_a_volume_of_the_declared_shape(

@@ -97,6 +97,8 @@ def test_stages_warm_up_and_refuse_what_waits_too_long(model_folder: Path, tmp_p
         assert [item.batch_size for item in config.model_warmup] == [1], "a processor computes tile by tile"
         assert all(item.zero_data for warm_up in config.model_warmup for item in warm_up.inputs.values())
         assert config.instance_group[0].count == 2
+        assert list(config.dynamic_batching.preferred_batch_size) == [1], "merged requests would leave instances idle"
+        assert config.dynamic_batching.max_queue_delay_microseconds == 0
         policy = config.dynamic_batching.default_queue_policy
         assert policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT
         assert policy.default_timeout_microseconds > 0
