@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from ucseg_runtime.arrays import Float32Array, UInt8Array
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.timed import TimedBackend
+from ucseg_runtime.checked_files import write_checked
 from ucseg_runtime.clip_model import frames_at_a_time
 from ucseg_runtime.clip_picture import ClipPicture
 from ucseg_runtime.config import EmptyFrames, InferenceOptions, OutputOptions, SegEncoding
@@ -274,8 +275,8 @@ def _write_all(staging: Staging, inferred: InferredClip, outputs: OutputOptions)
     sources = frame_sources(inferred.found.selection.chosen, inferred.headers)
     classes, identity = inferred.timeline.classes, inferred.identity
     write_frame_seg(staging.path(SEGMENTATION), inferred.labels, classes, sources, identity, outputs.encoding)
-    staging.path(MONTAGE).write_bytes(inferred.picture)
-    staging.path(TIMELINE).write_text(inferred.timeline.as_csv(), encoding="utf-8")
+    write_checked(staging.path(MONTAGE), inferred.picture)
+    write_checked(staging.path(TIMELINE), inferred.timeline.as_csv().encode())
 
 
 def _record(inferred: InferredClip, inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:

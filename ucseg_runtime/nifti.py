@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ucseg_runtime.arrays import Float32Array, Float64Array, UInt8Array, UInt16Array
+from ucseg_runtime.checked_files import checked_file
 from ucseg_runtime.errors import BackendUnavailableError, OutputError, SegWriteError
 from ucseg_runtime.geometry import VolumeGeometry
 
@@ -68,7 +69,7 @@ def write_nifti(
     """
     stored, slope = _stored(voxels)
     header = _header(stored, geometry, slope)
-    with path.open("wb") as file, gzip.GzipFile("", "wb", _COMPRESSION, file, mtime=0) as stream:
+    with checked_file(path) as file, gzip.GzipFile("", "wb", _COMPRESSION, file, mtime=0) as stream:
         stream.write(header)
         # The third axis of the file is z, so slices follow each other as they lie in memory.
         for plane in stored:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ucseg_runtime.arrays import UInt8Array, UInt16Array
+from ucseg_runtime.checked_files import write_checked
 from ucseg_runtime.errors import BackendUnavailableError, SegWriteError
 from ucseg_runtime.geometry import VolumeGeometry
 
@@ -49,7 +50,7 @@ def write_nrrd(path: Path, voxels: UInt8Array | UInt16Array, geometry: VolumeGeo
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pynrrd 1.1 asks for the time in a deprecated way
         nrrd.write(stream, voxels, header, index_order="C", compression_level=_COMPRESSION)
-    path.write_bytes(_without_comments(stream.getvalue()))
+    write_checked(path, _without_comments(stream.getvalue()))
     _read_back(path, voxels, geometry)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from ucseg_runtime.checked_files import write_checked
 from ucseg_runtime.config import OutputOptions
 from ucseg_runtime.errors import OutputError, OutputExistsError
 from ucseg_runtime.json_text import json_text
@@ -151,7 +152,7 @@ class Staging:
         return (*names, RECORD)
 
     def _write_record(self, record: Mapping[str, object]) -> None:
-        (self._hidden / RECORD).write_text(json_text(record) + "\n", encoding="utf-8")
+        write_checked(self._hidden / RECORD, f"{json_text(record)}\n".encode())
 
 
 def _swap(folder: Path, hidden: Path, names: Sequence[str]) -> None:
@@ -167,11 +168,22 @@ def _swap(folder: Path, hidden: Path, names: Sequence[str]) -> None:
         _sync(folder)
         os.replace(hidden / RECORD, folder / RECORD)
         _sync(folder)
+        _require_published(folder, names)
     except BaseException:
         if not os.path.lexists(hidden / RECORD):
             os.replace(folder / RECORD, hidden / RECORD)
         _undo_swap(folder, hidden)
         raise
+
+
+def _require_published(folder: Path, names: Sequence[str]) -> None:
+    """The folder must hold the new results and none of the old ones: a share may say that it renamed, and did not."""
+    found = {name for name in RESULT_NAMES if os.path.lexists(folder / name)}
+    if found != {*names, RECORD}:
+        raise OutputError(
+            "the disk of the output folder did not rename files as it said.",
+            hint="Run it again, or give another --out.",
+        )
 
 
 def _undo_swap(folder: Path, hidden: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ucseg_runtime.arrays import UInt8Array
+from ucseg_runtime.checked_files import write_checked
 from ucseg_runtime.config import OutputOptions
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.identity import RunIdentity
@@ -94,7 +95,7 @@ def write_objects(staging: Staging, series: SeriesOutputs, outputs: OutputOption
         OutputError: Something could not be written, or differs when read back.
     """
     notes = _write_dicom(staging, series, outputs) if series.sources else ()
-    staging.path(MONTAGE).write_bytes(series.picture_png)
+    write_checked(staging.path(MONTAGE), series.picture_png)
     labels, uncertainty = series.straight.label_map, stored_uncertainty(series.straight.uncertainty)
     if "nifti" in outputs.extras or not series.sources:
         write_nifti(staging.path(LABELS_NIFTI), labels, series.nifti_grid)

@@ -164,6 +164,27 @@ def test_series_that_grew_is_done_again(tmp_path: Path, model: Path) -> None:
     assert report["counts"] == {"done": 1, "segmented": 1} or report["counts"] == {"segmented": 1, "done": 1}
 
 
+def test_verify_sees_pixels_that_were_changed_in_place(tmp_path: Path, model: Path) -> None:
+    export = write_export(tmp_path / "in", 2)
+    batch(export, tmp_path / "out", model)
+    changed = sorted(export.rglob("*.dcm"))[0]
+    content = bytearray(changed.read_bytes())
+    content[-2] ^= 1
+    changed.write_bytes(content)
+
+    assert batch(export, tmp_path / "out", model)["counts"] == {"done": 2}, "UIDs and sizes are the same"
+    planned = json.loads(
+        run("batch", export, "--out", tmp_path / "out", "--model", model, "--verify", "--dry-run", "--json").stdout
+    )
+    assert [item["reason"] for item in planned["series"]].count("bytes of the input changed") == 1
+    assert batch(export, tmp_path / "out", model, "--verify")["counts"] == {"segmented": 1, "done": 1}
+    assert batch(export, tmp_path / "out", model, "--verify")["counts"] == {"done": 2}
+
+
+def test_redo_and_verify_exclude_each_other(tmp_path: Path, export: Path) -> None:
+    assert run("batch", export, "--out", tmp_path / "out", "--redo", "--verify").exit_code == 2
+
+
 def test_shards_share_the_series_without_rest(tmp_path: Path, model: Path, export: Path, finished: Path) -> None:
     for index in (1, 2, 3):
         batch(export, tmp_path / "parts", model, "--engine", "openvino", "--shard", f"{index}/3")

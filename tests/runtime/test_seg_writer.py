@@ -33,6 +33,7 @@ from tests.results import (
     sources_of,
 )
 from ucseg_runtime.config import SEG_COMPRESSIONS, Compression, SegEncoding, SegType
+from ucseg_runtime.dicom import derived_object, seg_writer
 from ucseg_runtime.dicom.reader import read_volume, source_headers
 from ucseg_runtime.dicom.seg_writer import write_seg
 from ucseg_runtime.dicom.series import scan
@@ -647,13 +648,12 @@ def test_a_file_that_was_cut_off_is_caught_by_reading_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seg_type: SegType, left: int
 ) -> None:
     phantom = CtPhantom()
-    save_as = pydicom.Dataset.save_as
 
-    def save_cut_off(self: Dataset, path: Path, **options: bool) -> None:
-        save_as(self, path, **options)
+    def save_cut_off(dataset: Dataset, path: Path) -> None:
+        derived_object.save(dataset, path)
         path.write_bytes(path.read_bytes()[:left])
 
-    monkeypatch.setattr(pydicom.Dataset, "save_as", save_cut_off)
+    monkeypatch.setattr(seg_writer, "save", save_cut_off)
 
     with pytest.raises(SegWriteError, match="read back"):
         write_phantom(tmp_path, phantom, seg_type)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from ucseg_runtime.backends.choice import choose
 from ucseg_runtime.backends.load import REMOTE_LOAD, EngineLoad, engine_load
 from ucseg_runtime.batch.export_index import ExportSeries
-from ucseg_runtime.batch.run import BatchOptions, BatchPlan
+from ucseg_runtime.batch.run import BatchPlan
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.errors import UcsegError
 from ucseg_runtime.inputs import found_in, grid_of
@@ -71,9 +71,7 @@ class Forecast:
         }
 
 
-def forecast(
-    plan: BatchPlan, model: Model, inference: InferenceOptions, outputs: OutputOptions, options: BatchOptions
-) -> Forecast:
+def forecast(plan: BatchPlan, model: Model, inference: InferenceOptions, outputs: OutputOptions) -> Forecast:
     """Judge every series of a plan as a run would; pixels are not read.
 
     Raises:
@@ -81,7 +79,7 @@ def forecast(
         BackendError: The engine that was asked for cannot be had.
     """
     load = REMOTE_LOAD if inference.server is not None else engine_load(model, choose(model, inference), inference)
-    judge = _Judge(plan, model, outputs, options, load)
+    judge = _Judge(plan, model, outputs, load)
     unsuitable = (
         SeriesForecast(_name(plan, item.series), "unsuitable", f"{item.code} {item.reason}") for item in plan.unsuitable
     )
@@ -93,21 +91,17 @@ class _Judge:
     plan: BatchPlan
     model: Model
     outputs: OutputOptions
-    options: BatchOptions
     load: EngineLoad
 
     def of(self, series: ExportSeries) -> SeriesForecast:
         """One series."""
         name = _name(self.plan, series)
-        why = self.plan.why_not_done(series) or ("redo" if self.options.redo else "")
+        why = self.plan.why_not_done(series)
         if not why:
             return SeriesForecast(name, "done", "")
-        wanted = self.options.wanted
-        if series.series_uid:
-            wanted = replace(wanted, series_uid=series.series_uid)
         manifest = self.model.manifest
         try:
-            with found_in(self.plan.index.source_of(series), manifest, wanted) as found:
+            with found_in(self.plan.index.source_of(series), manifest, self.plan.wanted(series)) as found:
                 grid = straight_grid(grid_of(found))
         except UcsegError as error:
             return SeriesForecast(name, "bad", f"{error.code} {error}")

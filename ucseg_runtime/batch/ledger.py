@@ -51,6 +51,12 @@ def why_not_done(folder: Path, expected: Expected) -> str:
     return ""
 
 
+def input_sha256_of(folder: Path) -> str:
+    """What the record of a finished series says of the bytes of its input."""
+    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return str(record["input"]["files_sha256"])
+
+
 def _holds(found: object, expected: object) -> bool:
     """Whether `found` says everything that `expected` says; it may say more."""
     if isinstance(expected, Mapping):

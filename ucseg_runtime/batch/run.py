@@ -13,11 +13,14 @@ from typing import Literal, TypeAlias
 from ucseg_runtime.backends.opening import engine_of
 from ucseg_runtime.batch.export_index import ExportIndex, ExportSeries
 from ucseg_runtime.batch.leases import Leases, held_leases
-from ucseg_runtime.batch.ledger import Expected, why_not_done
+from ucseg_runtime.batch.ledger import Expected, input_sha256_of, why_not_done
 from ucseg_runtime.batch.places import Naming, Places
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.dicom.reader import files_sha256
 from ucseg_runtime.dicom.uids import site_secret
-from ucseg_runtime.errors import OutputError, SeriesSelectionError, UcsegError
+from ucseg_runtime.errors import InputError, OutputError, SeriesSelectionError, UcsegError
+from ucseg_runtime.inputs import FoundSeries, found_in
+from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.neighbours import Outcome, Refused, SeriesJob, segment_neighbours
 from ucseg_runtime.publish import check_output_folder, reported_as_output_error
@@ -41,6 +44,11 @@ class Shard:
         return int(key, 16) % self.count == self.index - 1
 
 
+Belief: TypeAlias = Literal["records", "bytes", "nothing"]
+"""What is taken as proof that a series is done. ``records``: a record whose results are whole. ``bytes``: the input
+must still have the very same bytes, too, and every file is read for that. ``nothing``: all are segmented again."""
+
+
 @dataclass(frozen=True)
 class BatchOptions:
     """What a caller may choose of a batch.
@@ -48,7 +56,7 @@ class BatchOptions:
     Attributes:
         naming: How folders of results are called.
         shard: Which series are this runner's.
-        redo: Whether series that are done are segmented again.
+        believed: What proves that a series is done; see `Belief`.
         settle_s: Series with a file younger than this are left for the next run, in seconds.
         lease_s: How long the lease of a runner on another machine counts after its last sign of life, in seconds.
         wanted: What the caller insists on for every series, and allows.
@@ -56,7 +64,7 @@ class BatchOptions:
 
     naming: Naming = "pseudonym"
     shard: Shard = Shard()
-    redo: bool = False
+    believed: Belief = "records"
     settle_s: float = 0.0
     lease_s: float = 300.0
     wanted: InputOptions = WHATEVER_FITS
@@ -98,6 +106,8 @@ class BatchPlan:
         unsuitable: The others of the shard, with the reason.
         places: Where results belong.
         expected: What records must say, the input left out.
+        manifest: Of the model.
+        options: What the caller chose.
     """
 
     index: ExportIndex
@@ -105,10 +115,31 @@ class BatchPlan:
     unsuitable: tuple[SeriesOutcome, ...]
     places: Places
     expected: Mapping[str, object] = field(repr=False)
+    manifest: Manifest = field(repr=False)
+    options: BatchOptions
 
     def why_not_done(self, series: ExportSeries) -> str:
         """Why a series has to be segmented; empty where it is done."""
-        return why_not_done(self.places.folder_of(series), Expected(self.expected, series.content))
+        if self.options.believed == "nothing":
+            return "redo"
+        folder = self.places.folder_of(series)
+        why = why_not_done(folder, Expected(self.expected, series.content))
+        if not why and self.options.believed == "bytes" and self._input_sha256(series) != input_sha256_of(folder):
+            return "bytes of the input changed"
+        return why
+
+    def wanted(self, series: ExportSeries) -> InputOptions:
+        """What is insisted on when a series is read."""
+        wanted = self.options.wanted
+        return replace(wanted, series_uid=series.series_uid) if series.series_uid else wanted
+
+    def _input_sha256(self, series: ExportSeries) -> str:
+        """See `files_sha256`; empty where the series cannot be read now."""
+        try:
+            with found_in(self.index.source_of(series), self.manifest, self.wanted(series)) as found:
+                return files_sha256(found.selection.chosen) if isinstance(found, FoundSeries) else ""
+        except InputError:
+            return ""
 
 
 def check_folders(export: Path, out: Path) -> None:
@@ -155,7 +186,7 @@ def plan_batch(
         if series.modality != modality
     )
     fitting = tuple(series for series in own if series.modality == modality)
-    return BatchPlan(index, fitting, unsuitable, places, _expected(model, inference, outputs))
+    return BatchPlan(index, fitting, unsuitable, places, _expected(model, inference, outputs), model.manifest, options)
 
 
 def run_batch(
@@ -163,7 +194,6 @@ def run_batch(
     model: Model,
     inference: InferenceOptions,
     outputs: OutputOptions,
-    options: BatchOptions,
     report: Report,
 ) -> None:
     """Segment what is not done yet. One series that fails never stops the others; a full disk stops all.
@@ -175,7 +205,6 @@ def run_batch(
         model: Verified model folder.
         inference: Engine, precision, threads, server.
         outputs: Which objects are written.
-        options: What the caller chose.
         report: Told of every series once, when it is known what became of it.
 
     Raises:
@@ -188,8 +217,8 @@ def run_batch(
     with ExitStack() as stack:
         with reported_as_output_error():
             folder = plan.places.out / STATE_FOLDER / "leases"
-            leases = stack.enter_context(held_leases(folder, options.lease_s))
-        jobs = _Jobs(plan, options, leases, report)
+            leases = stack.enter_context(held_leases(folder, plan.options.lease_s))
+        jobs = _Jobs(plan, leases, report)
         first = next(iter(jobs), None)
         if first is None:
             return
@@ -202,9 +231,8 @@ def run_batch(
 class _Jobs:
     """Hands out the series that are to be done, each under a lease, and takes back what became of them."""
 
-    def __init__(self, plan: BatchPlan, options: BatchOptions, leases: Leases, report: Report) -> None:
+    def __init__(self, plan: BatchPlan, leases: Leases, report: Report) -> None:
         self._plan = plan
-        self._options = options
         self._leases = leases
         self._report = report
         self._started: dict[int, ExportSeries] = {}
@@ -253,25 +281,23 @@ class _Jobs:
     def _state_of(self, series: ExportSeries) -> State | Literal["leased"] | None:
         """Why a series is not to be segmented now; None where it is, and its lease is taken."""
         age_s = time.time() - self._plan.index.newest_ns(series) / 1e9
-        if 0 <= age_s < self._options.settle_s:
+        if 0 <= age_s < self._plan.options.settle_s:
             return "unsettled"
-        if not self._options.redo and not self._plan.why_not_done(series):
+        if not self._plan.why_not_done(series):
             return "done"
         key = self._plan.places.key_of(series)
         with reported_as_output_error():
             claimed = self._leases.claim(key)
         if not claimed:
             return "leased"
-        if not self._options.redo and not self._plan.why_not_done(series):  # another runner was just done with it
+        if not self._plan.why_not_done(series):  # another runner was just done with it
             self._leases.release(key)
             return "done"
         return None
 
     def _job(self, series: ExportSeries) -> SeriesJob:
-        wanted = self._options.wanted
-        if series.series_uid:
-            wanted = replace(wanted, series_uid=series.series_uid)
-        return SeriesJob(self._plan.index.source_of(series), self._plan.places.folder_of(series), wanted)
+        source = self._plan.index.source_of(series)
+        return SeriesJob(source, self._plan.places.folder_of(series), self._plan.wanted(series))
 
     def _tell(self, series: ExportSeries, state: State, error: UcsegError | None = None) -> None:
         code, reason = (error.code, str(error)) if error is not None else ("", "")

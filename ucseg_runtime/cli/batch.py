@@ -53,7 +53,7 @@ from ucseg_runtime.server_options import TlsFiles
 
 if TYPE_CHECKING:
     from ucseg_runtime.batch.forecast import Forecast
-    from ucseg_runtime.batch.run import BatchPlan, SeriesOutcome, Shard
+    from ucseg_runtime.batch.run import BatchPlan, Belief, SeriesOutcome, Shard
     from ucseg_runtime.manifest import SegmentClass
 
 ExportArgument = Annotated[Path, typer.Argument(help="Folder of the export, or one zip archive.", show_default=False)]
@@ -64,6 +64,9 @@ ShardOption = Annotated[
     str, typer.Option("--shard", help="i/n: every n-th series, beginning with the i-th; for runners side by side.")
 ]
 RedoOption = Annotated[bool, typer.Option("--redo", help="Segment again what is done.")]
+VerifyOption = Annotated[
+    bool, typer.Option("--verify", help="Read every input of what is done, and segment again where a byte differs.")
+]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Say what would run, how long and how large; do nothing.")
 ]
@@ -83,6 +86,7 @@ def batch(
     shard: ShardOption = "1/1",
     dry_run: DryRunOption = False,
     redo: RedoOption = False,
+    verify: VerifyOption = False,
     settle: SettleOption = 0.0,
     lease: LeaseOption = 300.0,
     engine: EngineOrServerOption = "auto",
@@ -140,13 +144,15 @@ def batch(
         outputs = OutputArguments(viewer, seg_type, compression, uncertainty).options(
             {"rtstruct": rtstruct, "nifti": nifti, "nrrd": nrrd, "preview": preview}
         )
-        options = BatchOptions(names, _shard(shard), redo, settle, lease, InputOptions(allow_gaps=allow_gaps))
+        options = BatchOptions(
+            names, _shard(shard), _belief(redo=redo, verify=verify), settle, lease, InputOptions(allow_gaps=allow_gaps)
+        )
         check_folders(export, out)
         loaded = load_model(model or default_model_folder())
         progress = _Progress(quiet=as_json)
         plan = plan_batch(index_export(export, progress.indexed), out, loaded, inference, outputs, options)
         if dry_run:
-            _show_forecast(forecast(plan, loaded, inference, outputs, options), as_json)
+            _show_forecast(forecast(plan, loaded, inference, outputs), as_json)
             return
         progress.begin(plan)
         outcomes: list[SeriesOutcome] = []
@@ -156,7 +162,7 @@ def batch(
             progress.told(outcome)
 
         try:
-            run_batch(plan, loaded, inference, outputs, options, report)
+            run_batch(plan, loaded, inference, outputs, report)
         finally:
             if outcomes:
                 _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard)
@@ -172,6 +178,14 @@ def _shard(text: str) -> Shard:
     if separator and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count):
         return Shard(int(index), int(count))
     raise typer.BadParameter("--shard must be i/n with 1 <= i <= n, such as 2/8.")
+
+
+def _belief(*, redo: bool, verify: bool) -> Belief:
+    if redo and verify:
+        raise typer.BadParameter("--redo segments everything again; with it there is nothing to verify.")
+    if redo:
+        return "nothing"
+    return "bytes" if verify else "records"
 
 
 class _Progress:

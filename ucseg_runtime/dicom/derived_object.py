@@ -9,6 +9,7 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import Dataset, FileDataset
 
+from ucseg_runtime.checked_files import checked_file
 from ucseg_runtime.dicom.elements import UNREADABLE
 from ucseg_runtime.dicom.equipment import scanner
 from ucseg_runtime.dicom.frame_references import refer_to_frames
@@ -90,8 +91,8 @@ def save(dataset: Dataset, path: Path) -> None:
         OSError: The file cannot be written.
         SegWriteError: An element cannot be encoded.
     """
-    with building("the DICOM file"):
-        dataset.save_as(path, enforce_file_format=True)
+    with building("the DICOM file"), checked_file(path) as stream:
+        dataset.save_as(stream, enforce_file_format=True)
 
 
 def read_header(path: Path) -> FileDataset:
