@@ -15,19 +15,30 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class _DigestingWriter(io.BufferedWriter):
+_BUFFER_BYTES = 1 << 20
+
+
+class _DigestingFile(io.RawIOBase):
     """Knows the digest of what was written to it, from the first byte to the last."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path.open("wb", buffering=0))
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
         self.digest = hashlib.sha256()
 
-    def write(self, data: Buffer, /) -> int:
-        self.digest.update(data)
-        return super().write(data)
+    def writable(self) -> bool:
+        return True
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        raise io.UnsupportedOperation("what was written is not gone back to")
+    def write(self, data: Buffer, /) -> int:
+        written = self._file.write(data)
+        self.digest.update(memoryview(data)[:written])
+        return written
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 @contextmanager
@@ -40,11 +51,12 @@ def checked_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: It cannot be written, or holds other bytes than were written.
     """
-    with _DigestingWriter(path) as stream:
+    file = _DigestingFile(path.open("wb", buffering=0))
+    with io.BufferedWriter(file, _BUFFER_BYTES) as stream:
         yield cast(BinaryIO, stream)
     with path.open("rb") as written:
         found = hashlib.file_digest(written, "sha256").digest()
-    if found != stream.digest.digest():
+    if found != file.digest.digest():
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ucseg_runtime.backends.base import Backend
+from ucseg_runtime.batches import inferred
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.postprocess import Restoration
@@ -49,8 +50,8 @@ def segment_volume(
     restoration = Restoration(prepared, volume.geometry, spec, keep_probabilities=options.keep_probabilities)
     agreement = AgreementCounter(plan, spec)
     done = 0
-    for batch in plan.batches(options.batch_size or backend.info.parallel_tiles):
-        output = backend.infer(prepared.read(batch), with_logits=options.subnet_agreement)
+    batches = plan.batches(options.batch_size or backend.info.parallel_tiles)
+    for batch, output in inferred(batches, prepared.read, backend, with_logits=options.subnet_agreement):
         for slices in canvas.add(batch, output):
             restoration.add(slices)
         if options.subnet_agreement:

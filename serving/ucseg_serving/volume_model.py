@@ -78,7 +78,7 @@ class VolumeModel:
             device=settings.parameters[DEVICE],
             proven=settings.parameters[PROVEN] == "true",
         )
-        self._info = BackendInfo(engine, batch_atol=0.0, parallel_tiles=tiles * in_flight)
+        self._info = BackendInfo(engine, batch_atol=0.0, parallel_tiles=tiles * in_flight, elsewhere=True)
 
     def execute(self, requests: Sequence[ServerObject]) -> list[ServerObject]:
         """Answer one request after the other; what cannot be segmented fails alone."""

@@ -10,7 +10,7 @@ import pytest
 from tests.batch.faulty_disk import faulty_disk
 from ucseg_runtime.checked_files import checked_file, write_checked
 
-CONTENT = bytes(range(256)) * 100
+CONTENT = bytes(range(256)) * 8000
 
 
 def test_content_is_written(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ucseg_runtime.cli.server_options import TRACE_VARIABLE
 from ucseg_serving.local_server import LocalOptions
 
 PARENT = "b7ad6b7169203331"
-WAIT_S = 30.0
+WAIT_S = 60.0
 """Triton sends its spans every five seconds."""
 
 pytestmark = pytest.mark.timeout(600)

@@ -22,12 +22,14 @@ class BackendInfo:
         batch_atol: Largest difference that splitting a batch can make to any value; 0 where tiles never meet.
         reason: Why this engine and precision were chosen; empty where nothing was.
         parallel_tiles: Tiles that are computed at the same time; a batch should have as many.
+        elsewhere: Whether other processes compute, so that this one can work meanwhile.
     """
 
     engine: EngineInfo
     batch_atol: float
     reason: str = ""
     parallel_tiles: int = 1
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, eq=False)

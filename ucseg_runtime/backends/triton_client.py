@@ -140,6 +140,7 @@ def open_triton_backend(model: Model, server: TritonServer, *, gate: bool) -> It
             batch_atol=0.0,
             reason=f"served by Triton at {address}",
             parallel_tiles=server.in_flight * batch,
+            elsewhere=True,
         )
         backend = TritonBackend(spec, info, models, {False: tiles, True: logits}, batch, server.in_flight)
         try:
