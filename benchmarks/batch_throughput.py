@@ -38,13 +38,13 @@ def write_copies(export: Path, copies: int) -> list[Path]:
     for number in range(1, copies):
         folder = export / str(number)
         folder.mkdir()
-        for path in sorted((export / "0").iterdir()):
+        for place, path in enumerate(sorted(path for path in (export / "0").rglob("*") if path.is_file())):
             dataset = pydicom.dcmread(path)
             for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID"):
                 uid = pydicom.uid.generate_uid(entropy_srcs=[str(dataset[keyword].value), str(number)])
                 setattr(dataset, keyword, uid)
             dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-            dataset.save_as(folder / path.name, enforce_file_format=True)
+            dataset.save_as(folder / f"{place}.dcm", enforce_file_format=True)
     return [export / str(number) for number in range(copies)]
 
 
