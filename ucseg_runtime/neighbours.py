@@ -10,6 +10,7 @@ can neither be stopped by a signal nor die alone.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -86,7 +87,7 @@ Outcome = Segmented | Refused
 
 
 def segment_neighbours(
-    jobs: Iterable[SeriesJob],
+    jobs: Iterable[SeriesJob | None],
     model: Model,
     inference: InferenceOptions,
     outputs: OutputOptions,
@@ -100,7 +101,8 @@ def segment_neighbours(
     this function is left by an exception, every job is done completely or not at all.
 
     Args:
-        jobs: Any number; their folders must differ.
+        jobs: Any number; their folders must differ. None in between says that none is at hand just now: what has been
+            begun is finished and reported before the next is asked for.
         model: Verified model folder.
         inference: Engine, precision, threads; without a memory budget, which is for one series alone.
         outputs: Which objects are written.
@@ -128,7 +130,8 @@ def segment_neighbours(
                 else:
                     writer.write(ordinal, job, inferred)
                     del inferred
-            writer.finish()
+                if reader.is_idle:
+                    writer.finish()
 
 
 @contextmanager
@@ -150,19 +153,29 @@ class _Reader:
     def __init__(
         self,
         worker: Worker,
-        jobs: Iterable[SeriesJob],
+        jobs: Iterable[SeriesJob | None],
         manifest: Manifest,
         outputs: OutputOptions,
     ) -> None:
         self._worker = worker
         self._settings = manifest, outputs
-        self._upcoming = iter(enumerate(jobs, start=1))
+        self._upcoming = iter(jobs)
+        self._ordinals = itertools.count(1)
         self._started: list[tuple[int, SeriesJob]] = []  # at most one
+        self._ended = False
         self._start_next()
 
     def __iter__(self) -> Iterator[tuple[int, SeriesJob]]:
-        while self._started:
-            yield self._started[0]
+        while not self._ended:
+            if self.is_idle:
+                self._start_next()
+            else:
+                yield self._started[0]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no job is begun; there may be more."""
+        return not self._started
 
     def take(self) -> ReadInput:
         """The series of the current job; the next one is begun.
@@ -191,10 +204,15 @@ class _Reader:
             )
 
     def _start_next(self) -> None:
-        for ordinal, job in self._upcoming:
-            self._started.append((ordinal, job))
-            self._worker.start(_read, job, *self._settings)
+        """Begin with the next job, if one is at hand."""
+        try:
+            job = next(self._upcoming)
+        except StopIteration:
+            self._ended = True
             return
+        if job is not None:
+            self._started.append((next(self._ordinals), job))
+            self._worker.start(_read, job, *self._settings)
 
 
 class _Writer:

@@ -161,6 +161,27 @@ def test_at_most_one_study_is_read_ahead_and_one_is_being_written(
     ]
 
 
+def test_everything_begun_is_reported_before_more_is_asked_for_where_none_was_at_hand(
+    studies: tuple[Path, ...], model: Model, tmp_path: Path
+) -> None:
+    first, second, third = jobs_for(studies[:3], tmp_path)
+    reported: list[int] = []
+    when_asked_again: list[list[int]] = []
+
+    def jobs() -> Iterator[SeriesJob | None]:
+        yield first
+        yield second
+        yield None
+        when_asked_again.append(list(reported))
+        yield third
+
+    segment_neighbours(jobs(), model, INFERENCE, OutputOptions(), lambda outcome: reported.append(outcome.ordinal))
+
+    assert when_asked_again == [[1, 2]]
+    assert reported == [1, 2, 3]
+    assert_complete_or_absent(tmp_path)
+
+
 def test_a_reading_process_that_dies_fails_its_study_alone(
     studies: tuple[Path, ...], model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ Progress = Callable[[int], None]
 """Told how many files were looked at."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ExportSeries:
     """One series of an export.
 

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ucseg_runtime.backends.opening import engine_of
 from ucseg_runtime.batch.export_index import ExportIndex, ExportSeries
 from ucseg_runtime.batch.leases import Leases, held_leases
 from ucseg_runtime.batch.ledger import Expected, input_sha256_of, why_not_done
 from ucseg_runtime.batch.places import Naming, Places
+from ucseg_runtime.batch.runners import Runner
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.dicom.reader import files_sha256
 from ucseg_runtime.dicom.uids import site_secret
@@ -22,8 +22,9 @@ from ucseg_runtime.errors import InputError, OutputError, SeriesSelectionError, 
 from ucseg_runtime.inputs import FoundSeries, found_in
 from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.model_folder import Model
-from ucseg_runtime.neighbours import Outcome, Refused, SeriesJob, segment_neighbours
+from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.publish import check_output_folder, reported_as_output_error
+from ucseg_runtime.segmentation import EngineInfo
 from ucseg_runtime.series_steps import run_identity, settings_of
 
 STATE_FOLDER = ".ucseg-batch"
@@ -73,7 +74,7 @@ class BatchOptions:
 State: TypeAlias = Literal["done", "segmented", "unsuitable", "failed", "unsettled"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SeriesOutcome:
     """What became of one series.
 
@@ -164,12 +165,18 @@ def plan_batch(
     inference: InferenceOptions,
     outputs: OutputOptions,
     options: BatchOptions,
+    engine: EngineInfo | None,
 ) -> BatchPlan:
     """Say which series of an export are this runner's.
 
-    Raises:
-        ModelError: No engine may serve the model.
-        BackendError: The engine that was asked for cannot be had.
+    Args:
+        index: The export.
+        out: Folder for the results.
+        model: Verified model folder.
+        inference: What the caller chose of the network.
+        outputs: Which objects are written.
+        options: What the caller chose of the batch.
+        engine: What will compute, see `Runner.engine`.
     """
     places = Places(out, options.naming, site_secret())
     own = [series for series in index.series if options.shard.holds(places.key_of(series))]
@@ -186,25 +193,18 @@ def plan_batch(
         if series.modality != modality
     )
     fitting = tuple(series for series in own if series.modality == modality)
-    return BatchPlan(index, fitting, unsuitable, places, _expected(model, inference, outputs), model.manifest, options)
+    expected = _expected(model, inference, outputs, engine)
+    return BatchPlan(index, fitting, unsuitable, places, expected, model.manifest, options)
 
 
-def run_batch(
-    plan: BatchPlan,
-    model: Model,
-    inference: InferenceOptions,
-    outputs: OutputOptions,
-    report: Report,
-) -> None:
+def run_batch(plan: BatchPlan, runner: Runner, report: Report) -> None:
     """Segment what is not done yet. One series that fails never stops the others; a full disk stops all.
 
     Any number of runners may work on the same folder of results, on any number of machines.
 
     Args:
         plan: Which series.
-        model: Verified model folder.
-        inference: Engine, precision, threads, server.
-        outputs: Which objects are written.
+        runner: Segments them.
         report: Told of every series once, when it is known what became of it.
 
     Raises:
@@ -220,12 +220,8 @@ def run_batch(
             leases = stack.enter_context(held_leases(folder, plan.options.lease_s))
         jobs = _Jobs(plan, leases, report)
         first = next(iter(jobs), None)
-        if first is None:
-            return
-        # The batch itself decides what may be replaced.
-        segment_neighbours(
-            itertools.chain([first], jobs), model, inference, replace(outputs, overwrite=True), jobs.finished
-        )
+        if first is not None:
+            runner.segment(itertools.chain([first], jobs), jobs.finished)
 
 
 class _Jobs:
@@ -238,28 +234,31 @@ class _Jobs:
         self._started: dict[int, ExportSeries] = {}
         self._jobs = self._hand_out()
 
-    def __iter__(self) -> Iterator[SeriesJob]:
+    def __iter__(self) -> Iterator[SeriesJob | None]:
         return self._jobs
 
-    def finished(self, outcome: Outcome) -> None:
+    def finished(self, ordinal: int, error: UcsegError | None) -> None:
         """A job is done or has failed.
 
         Raises:
             OutputError: Nothing can be written any more.
         """
-        series = self._started.pop(outcome.ordinal)
+        series = self._started.pop(ordinal)
         self._leases.release(self._plan.places.key_of(series))
-        if not isinstance(outcome, Refused):
+        if error is None:
             self._tell(series, "segmented")
             return
-        error = outcome.error
         unsuitable = isinstance(error, SeriesSelectionError)
         self._tell(series, "unsuitable" if unsuitable else "failed", error)
         if isinstance(error, OutputError) and error.code == "UCSEG-E150":
             raise error
 
-    def _hand_out(self) -> Iterator[SeriesJob]:
-        """All series once, then again and again those that other runners had."""
+    def _hand_out(self) -> Iterator[SeriesJob | None]:
+        """All series once, then again and again those that other runners had.
+
+        None while only those are left and own ones are in work. Nobody waits with leases in the hand: two runners, each
+        with the other's last series, would wait for ever.
+        """
         ordinal = 0
         waiting: Sequence[ExportSeries] = self._plan.series
         while waiting:
@@ -275,7 +274,9 @@ class _Jobs:
                 else:
                     self._tell(series, state)
             waiting = of_others
-            if waiting:
+            if waiting and self._started:
+                yield None
+            elif waiting:
                 time.sleep(_PAUSE_S)
 
     def _state_of(self, series: ExportSeries) -> State | Literal["leased"] | None:
@@ -304,14 +305,13 @@ class _Jobs:
         self._report(SeriesOutcome(series, self._plan.places.folder_of(series), state, code, reason))
 
 
-def _expected(model: Model, inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:
+def _expected(
+    model: Model, inference: InferenceOptions, outputs: OutputOptions, engine: EngineInfo | None
+) -> dict[str, object]:
     """What the record of a finished series says of the run; of a server's engine nothing is known beforehand."""
     settings = settings_of(inference, outputs)
-    if inference.server is not None:
+    if engine is None:
         manifest = model.manifest
         known = {"model_name": manifest.name, "model_version": manifest.version, "model_digest": model.digest}
         return {"identity": known, "settings": settings}
-    return {
-        "identity": asdict(run_identity(model, engine_of(model, inference), inference, outputs)),
-        "settings": settings,
-    }
+    return {"identity": asdict(run_identity(model, engine, inference, outputs)), "settings": settings}

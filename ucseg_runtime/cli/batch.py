@@ -124,6 +124,7 @@ def batch(
         from ucseg_runtime.batch.export_index import index_export
         from ucseg_runtime.batch.forecast import forecast
         from ucseg_runtime.batch.run import BatchOptions, check_folders, plan_batch, run_batch
+        from ucseg_runtime.batch.runners import LocalRunner
         from ucseg_runtime.model_folder import default_model_folder, load_model
 
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
@@ -150,7 +151,9 @@ def batch(
         check_folders(export, out)
         loaded = load_model(model or default_model_folder())
         progress = _Progress(quiet=as_json)
-        plan = plan_batch(index_export(export, progress.indexed), out, loaded, inference, outputs, options)
+        runner = LocalRunner(loaded, inference, outputs)
+        index = index_export(export, progress.indexed)
+        plan = plan_batch(index, out, loaded, inference, outputs, options, runner.engine())
         if dry_run:
             _show_forecast(forecast(plan, loaded, inference, outputs), as_json)
             return
@@ -162,7 +165,7 @@ def batch(
             progress.told(outcome)
 
         try:
-            run_batch(plan, loaded, inference, outputs, report)
+            run_batch(plan, runner, report)
         finally:
             if outcomes:
                 _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard)

@@ -1,0 +1,96 @@
+"""Runners side by side: none waits for another with leases in its hand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.batch.exports import tree, write_export, write_model
+from ucseg_runtime.batch import run as run_module
+from ucseg_runtime.batch.export_index import index_export
+from ucseg_runtime.batch.leases import held_leases
+from ucseg_runtime.batch.run import STATE_FOLDER, BatchOptions, BatchPlan, SeriesOutcome, plan_batch, run_batch
+from ucseg_runtime.batch.runners import Finished
+from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.model_folder import load_model
+from ucseg_runtime.neighbours import SeriesJob
+from ucseg_runtime.segmentation import EngineInfo
+
+INFERENCE = InferenceOptions(engine="openvino", precision="f32")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "phantom")
+
+
+def plan_of(export: Path, out: Path, model: Path) -> BatchPlan:
+    engine = EngineInfo("fake", "0", "f32", "none")
+    return plan_batch(index_export(export), out, load_model(model), INFERENCE, OutputOptions(), BatchOptions(), engine)
+
+
+class NotingRunner:
+    """Notes what it is handed, and finishes a job as soon as none is at hand."""
+
+    def __init__(self) -> None:
+        self.handed: list[str] = []
+
+    def engine(self) -> EngineInfo | None:
+        return None
+
+    def segment(self, jobs: Iterable[SeriesJob | None], finished: Finished) -> None:
+        in_work: list[int] = []
+        for job in jobs:
+            if job is not None:
+                in_work.append(len([item for item in self.handed if item != "none"]) + 1)
+                self.handed.append(job.folder.name)
+                continue
+            self.handed.append("none")
+            while in_work:
+                finished(in_work.pop(), None)
+        while in_work:
+            finished(in_work.pop(), None)
+
+
+def test_runner_with_work_in_its_hand_does_not_wait_for_another_s_series(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(write_export(tmp_path / "in", 2), tmp_path / "out", model)
+    mine, theirs = plan.series
+    told: list[SeriesOutcome] = []
+    runner = NotingRunner()
+    with held_leases(tmp_path / "out" / STATE_FOLDER / "leases", 60) as other:
+        other.claim(plan.places.key_of(theirs))
+
+        def let_go(_: float) -> None:
+            assert [outcome.series for outcome in told] == [mine], "own work is finished before there is any waiting"
+            other.release(plan.places.key_of(theirs))
+
+        monkeypatch.setattr(run_module.time, "sleep", let_go)
+        run_batch(plan, runner, told.append)
+
+    names = [plan.places.series_name(series) for series in (mine, theirs)]
+    assert runner.handed == [names[0], "none", names[1]]
+    assert [outcome.state for outcome in told] == ["segmented", "segmented"]
+
+
+@pytest.mark.slow
+def test_two_runners_without_shards_end_with_the_tree_of_one(tmp_path: Path, model: Path) -> None:
+    export = write_export(tmp_path / "in", 6)
+    program = "from ucseg_runtime.cli.app import main; main()"
+
+    def started(out: Path) -> subprocess.Popen[bytes]:
+        command = ["batch", str(export), "--out", str(out), "--model", str(model), "--engine", "openvino", "--json"]
+        return subprocess.Popen([sys.executable, "-c", program, *command], stdout=subprocess.DEVNULL)
+
+    with started(tmp_path / "alone") as alone:
+        assert alone.wait(120) == 0
+    with started(tmp_path / "together") as first, started(tmp_path / "together") as second:
+        assert (first.wait(120), second.wait(120)) == (0, 0)
+    assert len(tree(tmp_path / "alone")) >= 6
+    assert tree(tmp_path / "together") == tree(tmp_path / "alone")
+    assert list((tmp_path / "together" / STATE_FOLDER / "leases").iterdir()) == []
