@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -95,6 +95,15 @@ class TritonServer:
         """Sent with every request; names in lower case, as gRPC wants them."""
         token = {"authorization": f"Bearer {self.token}"} if self.token else {}
         return token | ({"traceparent": self.traceparent} if self.traceparent else {})
+
+    def beginning_with(self, number: int) -> TritonServer:
+        """The same servers in the same circle, begun elsewhere: runners side by side share them so.
+
+        Args:
+            number: Of the runner, from 0; the server of this number comes first, counted round and round.
+        """
+        first = number % len(self.addresses)
+        return replace(self, addresses=self.addresses[first:] + self.addresses[:first])
 
     def __post_init__(self) -> None:
         exposed = [address for address in self.addresses if not (address.is_encrypted or address.is_loopback)]

@@ -17,10 +17,12 @@ from typer.testing import CliRunner, Result
 
 from tests.batch.exports import TINY, tree, write_export, write_mixed_export, write_model
 from tests.phantoms import PHI_CANARIES, edit_file
+from tests.served_phantom import ServedPhantom
 from ucseg_runtime.batch.export_index import index_export
 from ucseg_runtime.batch.leases import Leases
 from ucseg_runtime.batch.run import STATE_FOLDER
 from ucseg_runtime.cli.app import app
+from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.publish import RECORD
 
 
@@ -323,3 +325,52 @@ def test_disk_that_is_full_stops_the_batch_with_its_own_code_and_resumes(
 
     assert batch(export, tmp_path / "out", model, "--engine", "openvino")["counts"] == {"segmented": 4}
     assert tree(tmp_path / "out") == tree(finished)
+
+
+class _CapturedError(Exception):
+    """Ends a command once its arguments are known."""
+
+
+def captured_servers(export: Path, out: Path, model: Path, shard: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The servers of a shard, the first of them first."""
+    found: list[str] = []
+
+    def plan(*arguments: object) -> None:
+        (inference,) = (item for item in arguments if isinstance(item, InferenceOptions))
+        assert inference.server is not None
+        found.extend(str(address) for address in inference.server.addresses)
+        raise _CapturedError
+
+    monkeypatch.setattr("ucseg_runtime.batch.run.plan_batch", plan)
+    urls = [option for port in (8101, 8102, 8103) for option in ("--url", f"grpc://127.0.0.1:{port}")]
+    run("batch", export, "--out", out, "--model", model, "--engine", "triton", *urls, "--shard", shard)
+    return found
+
+
+def test_every_url_reaches_the_batch_and_shards_begin_with_servers_of_their_own(
+    tmp_path: Path, model: Path, export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = captured_servers(export, tmp_path / "out", model, "1/4", monkeypatch)
+
+    assert first == [f"grpc://127.0.0.1:{port}" for port in (8101, 8102, 8103)]
+    begins = [captured_servers(export, tmp_path / "out", model, f"{i}/4", monkeypatch)[0] for i in (2, 3, 4)]
+    assert begins == [first[1], first[2], first[0]]
+
+
+def test_batch_goes_on_with_the_second_server_where_the_first_is_dead(
+    tmp_path: Path, served_phantom: ServedPhantom
+) -> None:
+    write_export(tmp_path / "in", 2)
+    urls = ("--url", "grpc://127.0.0.1:9", "--url", served_phantom.url("grpc"))
+    model = served_phantom.model.folder
+
+    report = batch(tmp_path / "in", tmp_path / "out", model, "--engine", "triton", *urls, "--timeout", 60)
+
+    assert report["counts"] == {"segmented": 2}
+
+
+def test_options_of_a_cluster_need_the_cluster(tmp_path: Path, export: Path) -> None:
+    result = run("batch", export, "--out", tmp_path, "--actors", 2)
+
+    assert result.exit_code == 2
+    assert "--runner ray" in result.output

@@ -34,6 +34,14 @@ from ucseg_runtime.cli.output_options import (
     ViewerOption,
 )
 from ucseg_runtime.cli.reporting import print_json, print_table, reported
+from ucseg_runtime.cli.runner_options import (
+    ActorCpusOption,
+    ActorGpusOption,
+    ActorsOption,
+    RayAddressOption,
+    RunnerArguments,
+    RunnerOption,
+)
 from ucseg_runtime.cli.server_options import (
     EngineOrServerOption,
     ServerArguments,
@@ -114,6 +122,11 @@ def batch(
     tls_cert: TlsCertificateOption = None,
     tls_key: TlsKeyOption = None,
     token_file: TokenFileOption = None,
+    runner: RunnerOption = "local",
+    ray_address: RayAddressOption = "auto",
+    actors: ActorsOption = 0,
+    actor_cpus: ActorCpusOption = 2.0,
+    actor_gpus: ActorGpusOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """Segment every series of an export that fits the model; run again, and only what is missing or changed is done.
@@ -121,12 +134,13 @@ def batch(
     Exit code 7 says that some series failed; they are in failures.csv, and the next run tries them again.
     """
     with reported(as_json):
+        cluster = RunnerArguments(runner, ray_address, actors, actor_cpus, actor_gpus)
         from ucseg_runtime.batch.export_index import index_export
         from ucseg_runtime.batch.forecast import forecast
         from ucseg_runtime.batch.run import BatchOptions, check_folders, plan_batch, run_batch
-        from ucseg_runtime.batch.runners import LocalRunner
         from ucseg_runtime.model_folder import default_model_folder, load_model
 
+        share = _shard(shard)
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
         local, server = split_engine(
             engine, ServerArguments(url or [], triton_mode, timeout, shared_memory, tls, token_file)
@@ -140,35 +154,35 @@ def batch(
             skip_air=skip_air,
             mode=mode,
             subnet_agreement=subnet_agreement,
-            server=server,
+            server=server and server.beginning_with(share.index - 1),
         )
         outputs = OutputArguments(viewer, seg_type, compression, uncertainty).options(
             {"rtstruct": rtstruct, "nifti": nifti, "nrrd": nrrd, "preview": preview}
         )
-        options = BatchOptions(
-            names, _shard(shard), _belief(redo=redo, verify=verify), settle, lease, InputOptions(allow_gaps=allow_gaps)
-        )
+        believed = _belief(redo=redo, verify=verify)
+        options = BatchOptions(names, share, believed, settle, lease, InputOptions(allow_gaps=allow_gaps))
         check_folders(export, out)
         loaded = load_model(model or default_model_folder())
+        who = RunnerArguments("local") if dry_run else cluster
         progress = _Progress(quiet=as_json)
-        runner = LocalRunner(loaded, inference, outputs)
-        index = index_export(export, progress.indexed)
-        plan = plan_batch(index, out, loaded, inference, outputs, options, runner.engine())
-        if dry_run:
-            _show_forecast(forecast(plan, loaded, inference, outputs), as_json)
-            return
-        progress.begin(plan)
-        outcomes: list[SeriesOutcome] = []
+        with who.opened(loaded, inference, outputs, export, out) as opened:
+            index = index_export(export, progress.indexed)
+            plan = plan_batch(index, out, loaded, inference, outputs, options, opened.engine())
+            if dry_run:
+                _show_forecast(forecast(plan, loaded, inference, outputs), as_json)
+                return
+            progress.begin(plan)
+            outcomes: list[SeriesOutcome] = []
 
-        def report(outcome: SeriesOutcome) -> None:
-            outcomes.append(outcome)
-            progress.told(outcome)
+            def report(outcome: SeriesOutcome) -> None:
+                outcomes.append(outcome)
+                progress.told(outcome)
 
-        try:
-            run_batch(plan, runner, report)
-        finally:
-            if outcomes:
-                _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard)
+            try:
+                run_batch(plan, opened, report)
+            finally:
+                if outcomes:
+                    _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard)
         _show_outcomes(outcomes, out, as_json)
         if any(outcome.state == "failed" for outcome in outcomes):
             raise typer.Exit(EXIT_SOME_FAILED)
