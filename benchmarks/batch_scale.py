@@ -142,7 +142,7 @@ class PublishingRunner:
 
 def first_run(folder: Path, model_folder: Path, step: int) -> Json:
     """Index, plan, run and tables, with time and memory after every `step` series."""
-    begun = time.perf_counter()
+    begun, begun_processor = time.perf_counter(), time.process_time()
     index = index_export(folder / "export")
     indexed = time.perf_counter()
     model = load_model(model_folder)
@@ -168,6 +168,7 @@ def first_run(folder: Path, model_folder: Path, step: int) -> Json:
         "plan_s": round(planned - indexed, 2),
         "run_s": round(ran - planned, 2),
         "tables_s": round(time.perf_counter() - ran, 2),
+        "processor_s": round(time.process_time() - begun_processor, 2),
         "run_s_of_parts": [round(part, 2) for part in parts],
         "run_mb_of_parts": [round(value, 1) for value in resident],
         "run_mb_per_1000": round(statistics.linear_regression(told, resident).slope * 1000, 3),

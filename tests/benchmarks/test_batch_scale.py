@@ -24,6 +24,5 @@ def test_time_and_memory_of_a_batch_grow_as_the_number_of_its_series() -> None:
     assert whole["run_mb_per_1000"] < 5.0, "a leak of a file's content or of headers would be more"
     assert found["peak_mb_per_1000"] < 10.0
     assert whole["resume"]["s"] < 20.0
-    # Four times as many; eight times the time leaves room for a busy machine, and none for squares.
-    for stage in ("index_s", "run_s", "tables_s"):
-        assert whole[stage] < 8 * max(quarter[stage], 0.2), stage
+    # Four times as many; the eightfold leaves room for what a machine does besides, and none for squares.
+    assert whole["processor_s"] < 8 * quarter["processor_s"]
