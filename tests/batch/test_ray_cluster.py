@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,9 +43,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory, model: Path, export: Path) -
     return tree(out)
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """Its address, and the process that began it."""
+
+    address: str
+    head: int
+
+
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a cluster on loopback that promises four processors."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One on loopback that promises four processors."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     start = [
@@ -60,7 +69,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 assert head.poll() is None, Path(log.name).read_text()
                 assert time.monotonic() < deadline, Path(log.name).read_text()
                 time.sleep(0.2)
-            yield f"127.0.0.1:{port}"
+            yield Cluster(f"127.0.0.1:{port}", head.pid)
         finally:
             head.send_signal(signal.SIGTERM)
             try:
@@ -74,20 +83,33 @@ def command(export: Path, out: Path, model: Path, *more: str) -> list[str]:
     return [*PROGRAM, "batch", str(export), *options, *more]
 
 
-def on(cluster: str) -> tuple[str, ...]:
-    return "--runner", "ray", "--ray-address", cluster, "--actors", "2", "--actor-cpus", "1"
+def on(cluster: Cluster) -> tuple[str, ...]:
+    return "--runner", "ray", "--ray-address", cluster.address, "--actors", "2", "--actor-cpus", "1"
 
 
-def actors() -> list[int]:
-    """Processes of this machine that work as actors of a batch."""
+def actors(cluster: Cluster) -> list[int]:
+    """Processes that work as actors of a batch on this very cluster."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if path.read_bytes().startswith(b"ray::SeriesActor"):
+            is_actor = path.read_bytes().startswith(b"ray::SeriesActor")
+            if is_actor and parent_of(parent_of(int(path.parent.name))) == cluster.head:
                 found.append(int(path.parent.name))
         except OSError:
             continue  # it has ended meanwhile
     return found
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def wait_until_gone(cluster: Cluster) -> None:
+    """Actors end with the batch, within moments."""
+    deadline = time.monotonic() + 30
+    while actors(cluster):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def records(out: Path) -> int:
@@ -104,24 +126,24 @@ def wait_for(out: Path, count: int, process: subprocess.Popen[str]) -> None:
 
 
 def test_all_series_are_done_although_actors_are_killed_in_the_middle(
-    tmp_path: Path, cluster: str, export: Path, model: Path, alone: dict[str, bytes]
+    tmp_path: Path, cluster: Cluster, export: Path, model: Path, alone: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
     with subprocess.Popen(command(export, out, model, *on(cluster)), stdout=subprocess.PIPE, text=True) as process:
         for count in (1, 4):
             wait_for(out, count, process)
-            os.kill(actors()[0], signal.SIGKILL)
+            os.kill(actors(cluster)[0], signal.SIGKILL)
         said, _ = process.communicate(timeout=300)
 
     assert process.returncode == 0, said
     assert json.loads(said)["counts"] == {"segmented": SERIES}
     assert tree(out) == alone
     assert [path for path in (out / STATE_FOLDER).rglob("*") if path.is_file()] == []
-    assert actors() == [], "they end with the batch"
+    wait_until_gone(cluster)
 
 
 def test_driver_that_is_killed_leaves_what_the_next_run_finishes(
-    tmp_path: Path, cluster: str, export: Path, model: Path, alone: dict[str, bytes]
+    tmp_path: Path, cluster: Cluster, export: Path, model: Path, alone: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
     with subprocess.Popen(command(export, out, model, *on(cluster)), stdout=subprocess.PIPE, text=True) as process:
@@ -138,7 +160,7 @@ def test_driver_that_is_killed_leaves_what_the_next_run_finishes(
 
 
 def test_signal_ends_a_batch_on_a_cluster_in_order(
-    tmp_path: Path, cluster: str, export: Path, model: Path, alone: dict[str, bytes]
+    tmp_path: Path, cluster: Cluster, export: Path, model: Path, alone: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
     with subprocess.Popen(command(export, out, model, *on(cluster)), stdout=subprocess.PIPE, text=True) as process:
