@@ -8,8 +8,8 @@ All else is the real batch: index, plan, leases, staging, publication, tables. I
 and for all of them, so that one can see whether time and memory grow as their number does; then the command line is
 started on the same folders, in a process of its own, and finds everything done.
 
-`run_mb_per_1000` is the slope of the process's memory while it works; `peak_mb_per_1000` that of the peaks of the
-second start between the two numbers of series: what the index of an export and its tables take.
+`run_mb_per_1000` is the slope of the process's memory while it works, the index apart; `peak_mb_per_1000` that of the
+peaks of the second start between the two numbers of series, which are those of the libraries while the index is small.
 """
 
 from __future__ import annotations
