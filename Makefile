@@ -10,8 +10,9 @@ SOURCES := ucseg_runtime export serving model_repository training tests benchmar
 demo: $(VENV)/.base
 	$(BIN)/ucseg demo --out demo-output --overwrite
 
+# Two at a time, whole files each: much of the suite waits for processes that use one core.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-long: $(VENV)/.dev
 	UCSEG_TEST_LONG=1 $(BIN)/python -m pytest --timeout 3600

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from tests.batch.exports import tree, write_export, write_model
+from tests.batch.exports import write_export, write_model
 from ucseg_runtime.batch import run as run_module
 from ucseg_runtime.batch.export_index import index_export
 from ucseg_runtime.batch.leases import held_leases
@@ -76,21 +74,3 @@ def test_runner_with_work_in_its_hand_does_not_wait_for_another_s_series(
     names = [plan.places.series_name(series) for series in (mine, theirs)]
     assert runner.handed == [names[0], "none", names[1]]
     assert [outcome.state for outcome in told] == ["segmented", "segmented"]
-
-
-@pytest.mark.slow
-def test_two_runners_without_shards_end_with_the_tree_of_one(tmp_path: Path, model: Path) -> None:
-    export = write_export(tmp_path / "in", 6)
-    program = "from ucseg_runtime.cli.app import main; main()"
-
-    def started(out: Path) -> subprocess.Popen[bytes]:
-        command = ["batch", str(export), "--out", str(out), "--model", str(model), "--engine", "openvino", "--json"]
-        return subprocess.Popen([sys.executable, "-c", program, *command], stdout=subprocess.DEVNULL)
-
-    with started(tmp_path / "alone") as alone:
-        assert alone.wait(120) == 0
-    with started(tmp_path / "together") as first, started(tmp_path / "together") as second:
-        assert (first.wait(120), second.wait(120)) == (0, 0)
-    assert len(tree(tmp_path / "alone")) >= 6
-    assert tree(tmp_path / "together") == tree(tmp_path / "alone")
-    assert list((tmp_path / "together" / STATE_FOLDER / "leases").iterdir()) == []
