@@ -22,7 +22,8 @@ Effect = Literal["fails", "full", "dropped", "cut"]
 """``fails``: once, with an input/output error. ``full``: no room from there on. ``dropped``: said to be done, and is
 not. ``cut``: the power goes; nothing happens any more, and what was not synchronised is lost."""
 
-_NEEDS_ROOM = {"create", "write", "mkdir", "link"}
+NEEDING_ROOM = {"create", "write", "mkdir", "link"}
+"""What a full disk refuses."""
 
 
 class PowerCut(BaseException):
@@ -59,7 +60,7 @@ class FaultyDisk:
         reached = bool(self.at) and number >= self.at
         if self.effect == "cut" and reached:
             raise PowerCut
-        if self.effect == "full" and reached and operation in _NEEDS_ROOM:
+        if self.effect == "full" and reached and operation in NEEDING_ROOM:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self.effect == "fails" and number == self.at:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -83,7 +84,7 @@ def faulty_disk(effect: Effect = "fails", at: int = 0) -> Iterator[FaultyDisk]:
     with pytest.MonkeyPatch.context() as patch:
         plain_open = io.open
         for module in (io, builtins):
-            patch.setattr(module, "open", _opener(disk, plain_open))
+            patch.setattr(module, "open", _Opener(disk, plain_open))
         patch.setattr(os, "fsync", _synchronising(disk, os.fsync))
         for name, operation in (("replace", "rename"), ("rename", "rename"), ("link", "link"), ("mkdir", "mkdir")):
             patch.setattr(os, name, _asking(disk, operation, getattr(os, name)))
@@ -110,8 +111,15 @@ class _RawFile(io.FileIO):
         return size
 
 
-def _opener(disk: FaultyDisk, plain_open: Callable[..., Any]) -> Callable[..., Any]:
-    def open_file(
+@dataclass(frozen=True)
+class _Opener:
+    """In place of ``open``; pydicom keeps that in headers, which are pickled: elsewhere it is ``open`` again."""
+
+    disk: FaultyDisk
+    plain_open: Callable[..., Any]
+
+    def __call__(
+        self,
         file: Any,
         mode: str = "r",
         buffering: int = -1,
@@ -121,14 +129,15 @@ def _opener(disk: FaultyDisk, plain_open: Callable[..., Any]) -> Callable[..., A
         **rest: Any,
     ) -> Any:
         if not set(mode) & set("wxa+") or isinstance(file, int):
-            return plain_open(file, mode, buffering, encoding, errors, newline, **rest)
-        raw = _RawFile(disk, file, mode.replace("b", "").replace("t", ""))
+            return self.plain_open(file, mode, buffering, encoding, errors, newline, **rest)
+        raw = _RawFile(self.disk, file, mode.replace("b", "").replace("t", ""))
         if buffering == 0:
             return raw
         buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding or "utf-8", errors, newline)
 
-    return open_file
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return eval, ("open",)
 
 
 def _synchronising(disk: FaultyDisk, fsync: Callable[[int], None]) -> Callable[[int], None]:
