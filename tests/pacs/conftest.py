@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,3 +34,10 @@ def archive(pacs_programs: PacsPrograms, tmp_path_factory: pytest.TempPathFactor
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Segments a tiny series in a moment."""
     return write_model(tmp_path_factory.mktemp("model") / "phantom")
+
+
+@pytest.fixture
+def forgotten_sockets() -> Iterator[None]:
+    """Those of a test are collected in it, where `FORGOTTEN_SOCKETS` holds, and not in another one."""
+    yield
+    gc.collect()

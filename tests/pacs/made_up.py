@@ -36,6 +36,8 @@ class MadeUpArchive:
         takes_label_maps: Whether it does.
         there: UIDs that it has, with how often each was sent.
         tries: How often it was spoken to.
+        classes: SOP classes of what it has taken, in order.
+        tells_of_label_maps: Whether it says beforehand that it takes none.
     """
 
     errors: list[UcsegError] = field(default_factory=list)
@@ -44,6 +46,8 @@ class MadeUpArchive:
     takes_label_maps: bool = True
     there: dict[str, int] = field(default_factory=dict)
     tries: int = 0
+    classes: list[str] = field(default_factory=list)
+    tells_of_label_maps: bool = True
 
     def store(self, objects: Sequence[DicomObject], report: Callable[[Stored], None]) -> None:
         self.tries += 1
@@ -59,6 +63,7 @@ class MadeUpArchive:
                 report(Stored(item, "not this one."))
                 continue
             self.there[item.sop_uid] = self.there.get(item.sop_uid, 0) + 1
+            self.classes.append(item.sop_class_uid)
             report(Stored(item))
 
     def find(self, wanted: SeriesFilter) -> tuple[FoundSeries, ...]:
@@ -68,7 +73,11 @@ class MadeUpArchive:
         return 0
 
     def refused_classes(self, classes: frozenset[tuple[str, str]]) -> Mapping[str, str]:
-        return {} if self.takes_label_maps else {kind: "label maps" for kind, _ in classes if kind == LABEL_MAP_CLASS}
+        return (
+            {}
+            if self.takes_label_maps or not self.tells_of_label_maps
+            else {kind: "label maps" for kind, _ in classes if kind == LABEL_MAP_CLASS}
+        )
 
 
 def queue(spool: Spool, outbox: Outbox, key: str) -> tuple[DicomObject, ...]:

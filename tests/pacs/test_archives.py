@@ -12,14 +12,15 @@ from typer.testing import CliRunner, Result
 
 from tests.batch.exports import TINY
 from tests.pacs.archive import TestArchive
+from tests.pacs.forgotten_sockets import FORGOTTEN_SOCKETS
 from tests.phantoms import PATIENT_ID, PHI_CANARIES, CtPhantom, write_ct_series
 from tests.processes import LOOPBACK, free_port
 from ucseg_runtime.cli.app import app
 
 pytestmark = [
     pytest.mark.slow,
-    # pynetdicom 3.0 leaves sockets on which nobody answered to the garbage collector.
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("forgotten_sockets"),
+    FORGOTTEN_SOCKETS,
 ]
 
 WAYS = ("dimse", "web")

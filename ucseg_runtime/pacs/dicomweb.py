@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pydicom
 from pydicom.dataset import Dataset
 
+from ucseg_runtime.dicom.elements import UNREADABLE
 from ucseg_runtime.dicom.headers import quiet_pydicom
-from ucseg_runtime.errors import ArchiveError, ArchiveUnreachableError
+from ucseg_runtime.errors import ArchiveRefusedError, ArchiveUnreachableError
 from ucseg_runtime.pacs.addresses import WebArchive
 from ucseg_runtime.pacs.archives import Connection, FoundSeries, SeriesFilter, Stored
 from ucseg_runtime.pacs.objects import DicomObject
@@ -30,6 +31,7 @@ _CHUNK_BYTES = 1 << 20
 _REQUEST_BYTES = 64 << 20
 _REQUEST_OBJECTS = 64
 _CLASS_NOT_SUPPORTED = 0x0122
+_ALL_REFUSED = 409
 
 
 class WebArchiveClient:
@@ -106,10 +108,9 @@ class WebArchiveClient:
             with reported_as_archive_error(self._address), quiet_pydicom(), self._client() as client:
                 answer = client.store_instances([pydicom.dcmread(item.path) for item in group])
                 return [_outcome(item, answer) for item in group]
-        except ArchiveUnreachableError:
-            raise
-        except ArchiveError as error:
-            return [Stored(item, error.message) for item in group]
+        except ArchiveRefusedError as error:
+            answer = _answer_of(error.__cause__)
+            return [_outcome(item, answer) if answer else Stored(item, error.message) for item in group]
 
     @contextmanager
     def _client(self) -> Iterator[DICOMwebClient]:
@@ -151,6 +152,17 @@ def _groups(objects: Sequence[DicomObject]) -> Iterator[list[DicomObject]]:
         size += bytes_here
     if group:
         yield group
+
+
+def _answer_of(failure: BaseException | None) -> Dataset:
+    """What a STOW-RS answer to a request of which everything was refused says; empty where it says nothing."""
+    response = getattr(failure, "response", None)
+    if response is None or response.status_code != _ALL_REFUSED:
+        return Dataset()
+    try:
+        return Dataset.from_json(response.text)
+    except UNREADABLE:
+        return Dataset()
 
 
 def _outcome(item: DicomObject, answer: Dataset) -> Stored:

@@ -81,15 +81,21 @@ def association(
     entity = AE(ae_title=connection.own_title)
     entity.connection_timeout = connection.connect_s
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = connection.answer_s
-    opened = entity.associate(
-        node.host,
-        node.port,
-        contexts=[build_context(Verification), *contexts],
-        ae_title=node.title,
-        ext_neg=list(roles),
-        tls_args=(_client_tls(connection), node.host) if connection.use_tls else None,
-        evt_handlers=list(handlers),
-    )
+    tls = _client_tls(connection) if connection.use_tls else None
+    try:
+        opened = entity.associate(
+            node.host,
+            node.port,
+            contexts=[build_context(Verification), *contexts],
+            ae_title=node.title,
+            ext_neg=list(roles),
+            tls_args=None if tls is None else (tls, node.host),
+            evt_handlers=list(handlers),
+        )
+    except OSError as error:  # of looking the name up
+        raise ArchiveUnreachableError(
+            f"{node} cannot be reached ({error.strerror}).", hint="Check the host."
+        ) from error
     if not opened.is_established:
         raise _why_not(node, connection, opened)
     try:

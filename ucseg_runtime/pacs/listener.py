@@ -13,6 +13,7 @@ from ucseg_runtime.pacs.archives import Archive, SeriesFilter
 from ucseg_runtime.pacs.arrivals import Arrivals, Clock
 from ucseg_runtime.pacs.back_off import BackOff
 from ucseg_runtime.pacs.courier import Courier, Tell
+from ucseg_runtime.pacs.leftovers import Leftovers
 from ucseg_runtime.pacs.monitoring import Gauges, Metrics, State
 from ucseg_runtime.pacs.objects import LABEL_MAP_CLASS
 from ucseg_runtime.pacs.outbox import Outbox
@@ -22,6 +23,7 @@ from ucseg_runtime.pacs.spool import STAGES, Spool, SpoolLimit
 _LOOK_EVERY_S = 0.5
 _RECOUNT_EVERY_S = 5.0
 _STUCK_AFTER_S = 3600.0
+_LEFTOVER_S = 600.0
 
 _SEG_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
 _PM_CLASS = "1.2.840.10008.5.1.4.1.1.30"
@@ -76,6 +78,7 @@ class Listener:
         self._failures = 0
         self._due = 0.0
         self._reason = ""
+        self._leftovers = Leftovers(parts.spool.partial, _LEFTOVER_S, clock)
         self._counted = self._clock()
         self._looked = self._clock()
         self._waits: dict[str, int] = {}
@@ -209,6 +212,7 @@ class Listener:
         self._counted = self._clock()
         for key in self._parts.limit.drop_oldest_failures():
             self._parts.tell(f"series {key}: its images were deleted; failed series take too much room")
+        self._leftovers.sweep()
         self._parts.limit.recount()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ucseg_runtime.dicom.elements import UNREADABLE
 from ucseg_runtime.errors import ArchiveRefusedError, ArchiveUnreachableError
 from ucseg_runtime.pacs.addresses import WebArchive
 from ucseg_runtime.pacs.credentials import BearerToken, Credentials, NameAndPassword, credentials_for
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import requests
 
     from ucseg_runtime.pacs.archives import Connection
+
+_UNREADABLE = tuple(kind for kind in UNREADABLE if kind is not OSError)
+"""What parsing an answer can raise; an OSError is one of our own disk."""
 
 _LOGGERS = ("retrying", "dicomweb_client.web", "urllib3.connectionpool", "urllib3.util.retry")
 _REPEATED_STATUS = (429, 502, 503, 504)
@@ -55,7 +59,7 @@ def web_session(archive: WebArchive, connection: Connection) -> requests.Session
     retry = Retry(
         total=_REPEATS,
         connect=0,
-        read=0,
+        read=False,  # 0 would tell a time-out as a broken connection
         redirect=0,
         backoff_factor=_REPEAT_AFTER_S,
         status_forcelist=_REPEATED_STATUS,
@@ -106,7 +110,7 @@ def reported_as_archive_error(archive: WebArchive) -> Iterator[None]:
         raise ArchiveUnreachableError(
             f"{archive} cannot be reached, or broke the connection off.", hint="Check host and port; is it running?"
         ) from error
-    except (requests.RequestException, ValueError, KeyError) as error:
+    except (requests.RequestException, *_UNREADABLE) as error:
         raise ArchiveRefusedError(
             f"{archive} gave an answer that is not DICOMweb ({type(error).__name__}).", hint="Check the URL."
         ) from error
