@@ -14,6 +14,7 @@ import pytest
 from tests.batch.exports import TINY
 from tests.pacs.made_up import Clock, MadeUpArchive
 from tests.phantoms import write_ct_series
+from ucseg_runtime.batch.run import BatchPlan, run_batch
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, OutputOptions, SegEncoding
 from ucseg_runtime.errors import BackendError, OutputError
 from ucseg_runtime.model_folder import load_model
@@ -195,3 +196,53 @@ def _raising(error: Exception) -> Callable[..., None]:
         raise error
 
     return run
+
+
+def test_series_that_ends_the_process_is_tried_alone_and_then_put_aside(
+    tiny_model: Path, tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly, harmless = replace(SERIES, study="deadly"), SERIES
+    deadly_files = write_ct_series(tmp_path / "deadly", deadly)
+    archive = MadeUpArchive()
+    rounds: list[int] = []
+    for start in range(8):
+        with bench(tmp_path / "spool", tiny_model, archive, OutputOptions()) as it:
+            if start == 0:
+                it.receive([*deadly_files, *files])
+
+            def run(plan: BatchPlan, *more: object) -> None:
+                rounds.append(len(plan.series))
+                if any(item.series_uid == deadly.series_uid for item in plan.series):
+                    raise AssertionError("a defect, which ends the process")
+                run_batch(plan, *more)  # type: ignore[arg-type]
+
+            with monkeypatch.context() as patched:
+                patched.setattr("ucseg_runtime.pacs.segmenting.run_batch", run)
+                for _ in range(3):
+                    try:
+                        it.listener.step()
+                    except AssertionError:
+                        break
+            it.courier.send_due()
+
+    with bench(tmp_path / "spool", tiny_model, archive, OutputOptions()) as it:
+        assert it.spool.keys("failed") == [it.spool.series_key(deadly.study_uid, deadly.series_uid)]
+        assert len(archive.there) == 3, f"the results of the harmless one, {harmless.study}"
+    assert rounds[0] == 2
+    assert set(rounds[1:]) == {1}
+
+
+def test_delivery_that_is_lost_is_made_again(tiny_model: Path, tmp_path: Path, files: list[Path]) -> None:
+    archive = MadeUpArchive()
+    with bench(tmp_path / "spool", tiny_model, archive, OutputOptions()) as it:
+        it.receive(files)
+        it.listener.step()
+        (path,) = it.spool.outbox.iterdir()
+        path.write_text("{")
+    with bench(tmp_path / "spool", tiny_model, archive, OutputOptions()) as it:
+        it.listener.step()
+        it.courier.send_due()
+        it.listener.step()
+
+        assert nothing_left(it.spool)
+        assert sorted(archive.there.values()) == [1, 1, 1]

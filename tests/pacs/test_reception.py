@@ -63,8 +63,8 @@ def service(root: Path, options: ReceptionOptions | None = None, limit_bytes: in
         arrivals = Arrivals(spool, Patience(), lambda study, series: None)
         receiver = Receiver(arrivals, SpoolLimit(spool, limit_bytes, 0), Metrics(), told.append)
         wanted = replace(options or ReceptionOptions(), host=LOOPBACK, port=0)
-        with reception(spool, receiver, wanted) as port:
-            yield Service(DicomNode("UCSEG", LOOPBACK, port), spool, told)
+        with reception(spool, receiver, wanted) as door:
+            yield Service(DicomNode("UCSEG", LOOPBACK, door.port), spool, told)
 
 
 def send(node: DicomNode, files: list[Path], connection: Connection | None = None) -> list[Stored]:
@@ -120,6 +120,20 @@ def test_full_disk_is_out_of_resources_too(tmp_path: Path, files: list[Path], mo
         assert "A700" in told[0].reason
         assert send(running.node, files[:1])[0].is_there
         assert running.partial == []
+
+
+def test_disk_that_fails_is_told_to_both_sides(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with service(tmp_path / "spool") as running:
+        monkeypatch.setattr("ucseg_runtime.pacs.arrivals.os.replace", broken)
+        told = send(running.node, files[:1])
+
+        assert "status 0110" in told[0].reason
+        assert running.told == ["UCSEG-E172 an instance could not be kept: Input/output error."]
 
 
 def test_deflated_instances_are_not_negotiated(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Listener:
         self._method = method
         self._back_off = back_off or BackOff()
         self._clock = clock
-        self._rounds = Rounds(parts.spool, parts.outbox, RoundReport(parts.tell, parts.metrics.ended, self._queued))
+        self._rounds = Rounds(parts.spool, parts.outbox, RoundReport(self._tell, parts.metrics.ended, self._queued))
         self._failures = 0
         self._due = 0.0
         self._reason = ""
@@ -84,6 +84,7 @@ class Listener:
         self._waits: dict[str, int] = {}
         self._asked_for_label_maps = False
         self._paused = threading.Event()
+        self._is_recovered = False
 
     def run(self) -> None:
         """Work until the thread is interrupted."""
@@ -102,6 +103,7 @@ class Listener:
         if self._clock() < self._due:
             return
         try:
+            self._recover()
             self._take_over_complete_series()
             self._take_back_refused_label_maps()
             self._remove_what_is_delivered()
@@ -120,7 +122,7 @@ class Listener:
         """For the pages of `monitoring`."""
         dead = [] if self._parts.courier.is_alive else ["the courier has ended"]
         if self._clock() - self._looked > _STUCK_AFTER_S:
-            dead.append("the engine has worked for more than an hour")
+            dead.append("one series has taken more than an hour")
         not_ready = [] if self._parts.limit.has_room() else ["the spool is full"]
         waits = [f"series {key}: for {count} images, which the archive has" for key, count in self._waits.items()]
         waits += [f"series {key}: {reason}" for key, reason in self._parts.courier.reasons.items()]
@@ -138,9 +140,22 @@ class Listener:
             archive_reachable=self._parts.courier.is_archive_reachable,
         )
 
+    def _tell(self, line: str) -> None:
+        self._looked = self._clock()  # a long round is no sign of death as long as something comes of it
+        self._parts.tell(line)
+
     def _queued(self) -> None:
         self._parts.courier.wake()
         self._remove_what_is_delivered()
+
+    def _recover(self) -> None:
+        """Segment again what no delivery is known of any more; once, after the start."""
+        if not self._is_recovered:
+            known = {delivery.key for delivery in self._parts.outbox.all()}
+            for key in self._parts.spool.keys("segmented"):
+                if key not in known:
+                    self._parts.spool.move(key, "segmented", "ready")
+            self._is_recovered = True
 
     def _take_over_complete_series(self) -> None:
         for judged in self._parts.arrivals.judge():

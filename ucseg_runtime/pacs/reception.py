@@ -7,8 +7,10 @@ before.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from pynetdicom.events import Event
 
 _SUCCESS = 0x0000
+_PROCESSING_FAILURE = 0x0110
 _OUT_OF_RESOURCES = 0xA700
 _WRONG_DATA_SET = 0xA900
 _CANNOT_UNDERSTAND = 0xC000
@@ -76,7 +79,7 @@ class Receiver:
         self._arrivals = arrivals
         self._limit = limit
         self._metrics = metrics
-        self._tell = tell
+        self.tell = tell
         self._was_full = False
 
     def store(self, partial: Path) -> int:
@@ -91,9 +94,11 @@ class Receiver:
         try:
             return self._stored(partial, partial.stat().st_size)
         except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            return self._refused_for_room()
+            if error.errno in _FULL:
+                return self._refused_for_room()
+            reason = os.strerror(error.errno) if error.errno else type(error).__name__
+            self.tell(f"UCSEG-E172 an instance could not be kept: {reason}.")
+            return _PROCESSING_FAILURE
         finally:
             partial.unlink(missing_ok=True)
 
@@ -113,7 +118,7 @@ class Receiver:
         self._metrics.received("stored")
         if self._was_full:
             self._was_full = False
-            self._tell("the spool has room again")
+            self.tell("the spool has room again")
         return _SUCCESS
 
     def _refused_for_room(self) -> int:
@@ -126,16 +131,31 @@ class Receiver:
                 if not self._limit.disk_has_room()
                 else f"{used:.0f} of {most:.0f} MB are used"
             )
-            self._tell(f"UCSEG-E172 the spool is full ({why}): instances are refused (A700) until there is room.")
+            self.tell(f"UCSEG-E172 the spool is full ({why}): instances are refused (A700) until there is room.")
         return _OUT_OF_RESOURCES
 
 
-@contextmanager
-def reception(spool: Spool, receiver: Receiver, options: ReceptionOptions) -> Iterator[int]:
-    """Offer the storage service until the statement ends.
+@dataclass(frozen=True)
+class Reception:
+    """A running service.
 
-    Yields:
-        The port.
+    Attributes:
+        port: Where it listens.
+        thread: That accepts callers.
+    """
+
+    port: int
+    thread: threading.Thread
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether callers are accepted."""
+        return self.thread.is_alive()
+
+
+@contextmanager
+def reception(spool: Spool, receiver: Receiver, options: ReceptionOptions) -> Iterator[Reception]:
+    """Offer the storage service until the statement ends.
 
     Raises:
         BackendUnavailableError: The extra is not installed.
@@ -173,6 +193,9 @@ def reception(spool: Spool, receiver: Receiver, options: ReceptionOptions) -> It
         def shutdown(self) -> None:
             BaseServer.shutdown(self)  # pynetdicom's own is for servers that its `start_server` has started
 
+        def handle_error(self, request: object, client_address: object) -> None:
+            receiver.tell(f"a connection could not be served ({type(sys.exc_info()[1]).__name__})")
+
         def verify_request(self, request: object, client_address: object) -> bool:
             return options.access.allows_address(client_address[0])  # type: ignore[index]  # a tuple of the socket's kind
 
@@ -196,7 +219,7 @@ def reception(spool: Spool, receiver: Receiver, options: ReceptionOptions) -> It
         thread = threading.Thread(target=server.serve_forever, name="reception", daemon=True)
         thread.start()
         try:
-            yield server.server_address[1]
+            yield Reception(server.server_address[1], thread)
         finally:
             server.shutdown()
             server.server_close()

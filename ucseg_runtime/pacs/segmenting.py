@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ucseg_runtime.batch.export_index import index_export
+from ucseg_runtime.batch.export_index import ExportSeries, index_export
 from ucseg_runtime.batch.run import BatchOptions, SeriesOutcome, plan_batch, run_batch
 from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
-from ucseg_runtime.errors import BackendError, BackendUnavailableError, ServerTimeoutError
+from ucseg_runtime.errors import BackendError, BackendUnavailableError, ServerTimeoutError, UcsegError
 from ucseg_runtime.model_folder import Model
+from ucseg_runtime.pacs.attempts import MOST_ENDS, Attempts
 from ucseg_runtime.pacs.monitoring import Ended
 from ucseg_runtime.pacs.objects import DicomObject, dicom_object
 from ucseg_runtime.pacs.outbox import Outbox
@@ -20,6 +21,8 @@ from ucseg_runtime.publish import PREVIEW, REPORT, SEGMENTATION, STRUCTURES, UNC
 
 SENT_NAMES = (SEGMENTATION, UNCERTAINTY, REPORT, STRUCTURES, PREVIEW)
 """Which of the results are sent, in this order: the report refers to what goes before it."""
+
+_ATTEMPTS = "attempts.json"
 
 _ENGINE_CODES = tuple(cls.default_code for cls in (BackendError, BackendUnavailableError, ServerTimeoutError))
 
@@ -75,32 +78,56 @@ class Rounds:
 
     def __init__(self, spool: Spool, outbox: Outbox, report: RoundReport) -> None:
         self._spool = spool
+        self._attempts = Attempts(spool.root / _ATTEMPTS)
         self._outbox = outbox
         self._report = report
         self._tries: defaultdict[str, int] = defaultdict(int)
 
     def segment(self, method: Method) -> bool:
-        """Segment every series that is ready; False where some have to be tried again later.
+        """Segment series that are ready; False where some have to be tried again later.
+
+        All of them, but those alone during which the process has ended before, see `Attempts`.
 
         Raises:
             OutputError: Results cannot be written at all.
             ModelError: The engine cannot be used for the model.
             BackendError: It cannot be opened, or the server is gone.
         """
-        keys = set(self._spool.keys("ready"))
-        for key in [key for key in keys if not self._spool.files("ready", key)]:
-            self._spool.remove("ready", key)
-            keys.discard(key)
+        keys = self._attempts.next_round(self._ready())
         if not keys:
             return True
+        self._attempts.begin(keys)
+        try:
+            return self._segmented(keys, method)
+        except BaseException as end:
+            if isinstance(end, Exception) and not isinstance(end, UcsegError | OSError):
+                raise  # a defect ends the process, and counts
+            self._attempts.end(keys)
+            raise
+
+    def _ready(self) -> list[str]:
+        """Series to be segmented; what cannot be is put aside."""
+        keys = []
+        for key in self._spool.keys("ready"):
+            if not self._spool.files("ready", key):
+                self._spool.remove("ready", key)
+            elif self._attempts.ends(key) >= MOST_ENDS:
+                self._fail(key, "UCSEG-E199", f"ucseg ended {MOST_ENDS} times while it was segmented.")
+                self._attempts.end([key])
+            else:
+                keys.append(key)
+        return keys
+
+    def _segmented(self, keys: frozenset[str], method: Method) -> bool:
         index = index_export(self._spool.folder("ready"))
+        index = replace(index, series=tuple(item for item in index.series if self._key(item) in keys))
         options = BatchOptions(wanted=method.wanted)
         plan = plan_batch(index, self._spool.results, method.model, method.inference, method.outputs, options)
         others: dict[str, SeriesOutcome] = {}
         done: set[str] = set()
 
         def told(outcome: SeriesOutcome) -> None:
-            key = self._spool.series_key(outcome.series.study_uid, outcome.series.series_uid)
+            key = self._key(outcome.series)
             if outcome.state in ("done", "segmented"):
                 self._queue(key, outcome.folder)
                 done.add(key)
@@ -109,7 +136,11 @@ class Rounds:
 
         run_batch(plan, method.model, method.inference, method.outputs, options, told)
         again = [key for key in keys - done if not self._settle(key, others)]
+        self._attempts.end(keys)
         return not again
+
+    def _key(self, series: ExportSeries) -> str:
+        return self._spool.series_key(series.study_uid, series.series_uid)
 
     def _queue(self, key: str, folder: Path) -> None:
         self._outbox.add(key, folder, result_objects(folder))

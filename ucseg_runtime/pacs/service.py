@@ -15,7 +15,7 @@ from ucseg_runtime.pacs.arrivals import Arrivals, Count, Patience
 from ucseg_runtime.pacs.back_off import BackOff
 from ucseg_runtime.pacs.courier import Courier, CourierReport, Tell
 from ucseg_runtime.pacs.listener import Listener, Parts, classes_sent, count_at
-from ucseg_runtime.pacs.monitoring import Metrics, Watched, monitored
+from ucseg_runtime.pacs.monitoring import Metrics, State, Watched, monitored
 from ucseg_runtime.pacs.objects import quiet_process
 from ucseg_runtime.pacs.outbox import Outbox
 from ucseg_runtime.pacs.packages import require_pacs_extra
@@ -83,12 +83,17 @@ def listen(options: ListenOptions, method: Method, tell: Tell) -> None:
         listener = Listener(parts, method, options.back_off)
         stack.enter_context(courier)
         receiver = Receiver(arrivals, limit, metrics, tell)
-        port = stack.enter_context(reception(spool, receiver, options.reception))
+        door = stack.enter_context(reception(spool, receiver, options.reception))
+
+        def state() -> State:
+            found = listener.state()
+            return found if door.is_alive else replace(found, dead=(*found.dead, "the storage service has ended"))
+
         if options.monitor is not None:
-            watched = Watched(metrics, listener.gauges, listener.state)
+            watched = Watched(metrics, listener.gauges, state)
             page_port = stack.enter_context(monitored(*options.monitor, watched))
             tell(f"monitoring at http://{options.monitor[0]}:{page_port}/readyz, /healthz and /metrics")
-        tell(f"listening as {options.reception.title} on port {port}; results go to {options.forward}")
+        tell(f"listening as {options.reception.title} on port {door.port}; results go to {options.forward}")
         _tell_of_refused_classes(opening, method, tell)
         listener.run()
 

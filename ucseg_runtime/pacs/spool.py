@@ -7,6 +7,7 @@
     failed/<series>/     could not be segmented; kept for a person, the oldest go when they take too much room
     results/             what the batch engine writes
     outbox/              what has to be sent
+    attempts.json        series during which the process has ended
 
 Series and instances are called by keyed digests of their UIDs: no value from a file becomes a part of a path.
 """
@@ -22,7 +23,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,6 +36,7 @@ Stage = Literal["arriving", "ready", "segmented", "failed"]
 STAGES: tuple[Stage, ...] = ("arriving", "ready", "segmented", "failed")
 
 FAILURE = "failure.json"
+_MARK = "spool-mark"
 _PARTIAL, _RESULTS, _OUTBOX = "partial", "results", "outbox"
 _DIGITS = 32
 _FAILED_SHARE = 4
@@ -117,6 +119,24 @@ class Spool:
         """Delete a series."""
         shutil.rmtree(self.series(stage, key), ignore_errors=True)
 
+    def prepare(self) -> None:
+        """Make the folders; remove what was received in part.
+
+        Raises:
+            SpoolError: The names in the spool were made with another secret.
+            OSError: It cannot be written.
+        """
+        shutil.rmtree(self.partial, ignore_errors=True)
+        for name in (*STAGES, _PARTIAL, _RESULTS, _OUTBOX):
+            (self.root / name).mkdir(mode=0o700, exist_ok=True)
+        mark, expected = self.root / _MARK, self._pseudonym("spool")
+        if mark.exists() and mark.read_text(encoding="ascii") != expected:
+            raise SpoolError(
+                "the spool was begun with another site secret.",
+                hint="Set UCSEG_SITE_SECRET as it was, or give another --spool.",
+            )
+        write_durably(mark, expected.encode())
+
     def remove_results(self, folder: str) -> None:
         """Delete the results of a series, and the folder of its study when nothing else is in it."""
         shutil.rmtree(self.results / folder, ignore_errors=True)
@@ -140,26 +160,18 @@ def opened_spool(root: Path, secret: bytes) -> Iterator[Spool]:
         SpoolError: The folder cannot be used, or another listener uses it.
     """
     spool = Spool(root, secret)
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise _unusable(error) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(spool.partial, ignore_errors=True)
-        for name in (*STAGES, _PARTIAL, _RESULTS, _OUTBOX):
-            (root / name).mkdir(mode=0o700, exist_ok=True)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise SpoolError("another listener uses this spool.", hint="Give each its own --spool.") from None
-    except OSError as error:
-        os.close(descriptor)
-        raise _unusable(error) from error
-    try:
+    with ExitStack() as stack:
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            spool.prepare()
+        except BlockingIOError:
+            raise SpoolError("another listener uses this spool.", hint="Give each its own --spool.") from None
+        except OSError as error:
+            raise _unusable(error) from error
         yield spool
-    finally:
-        os.close(descriptor)
 
 
 def _unusable(error: OSError) -> SpoolError:
