@@ -213,9 +213,9 @@ def test_full_spool_refuses_says_so_and_takes_again_when_there_is_room(
     with listening(
         tmp_path / "listener", *options(archive.dimse, tiny_model, "--spool-limit", 0.001, "--keep-free", 0)
     ) as listener:
-        filler = listener.spool / "segmented" / "filler"
+        filler = listener.spool / "results" / "filler"
         filler.mkdir()
-        (filler / "filler.dcm").write_bytes(bytes(1_100_000))
+        (filler / "filler").write_bytes(bytes(1_100_000))
         deadline = time.monotonic() + 30.0
         while page(listener, "readyz").status_code == 200:
             assert time.monotonic() < deadline
