@@ -151,7 +151,7 @@ def _queue_results(spool: Spool, folder: Path, series: int) -> set[str]:
         outbox.add(outcome.folder.name, outcome.folder, objects)
         uids.update(item.sop_uid for item in objects)
 
-    run_batch(plan, model, inference, outputs, options, told)
+    run_batch(plan, model, inference, outputs, told)
     return uids
 
 

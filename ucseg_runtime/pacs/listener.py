@@ -189,8 +189,8 @@ class Listener:
         """Results first, so that a run that is killed in between finds the series again and delivers it once more."""
         spool = self._parts.spool
         for delivery in self._parts.outbox.all():
-            if not delivery.is_done:
-                continue
+            if not delivery.is_done or spool.series("arriving", delivery.key).is_dir():
+                continue  # of the latter more comes just now
             if not spool.series("ready", delivery.key).is_dir():
                 spool.remove("segmented", delivery.key)
                 spool.remove_results(delivery.folder)

@@ -162,7 +162,7 @@ def reception(spool: Spool, receiver: Receiver, options: ReceptionOptions) -> It
         SpoolError: The port cannot be had.
     """
     require_pacs_extra("pynetdicom")
-    from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
+    from pynetdicom import AE, AllStoragePresentationContexts, evt
     from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when it is imported
     from pynetdicom.transport import ThreadedAssociationServer
 
@@ -202,8 +202,7 @@ def reception(spool: Spool, receiver: Receiver, options: ReceptionOptions) -> It
     def on_store(event: Event) -> int:
         return receiver.store(Path(event.dataset_path))
 
-    _config.STORE_RECV_CHUNKED_DATASET = True
-    with _partial_files_in(spool.partial):
+    with _straight_to_the_disk(spool.partial):
         try:
             server = entity.make_server(
                 (options.host, options.port),
@@ -228,11 +227,13 @@ def reception(spool: Spool, receiver: Receiver, options: ReceptionOptions) -> It
 
 
 @contextmanager
-def _partial_files_in(folder: Path) -> Iterator[None]:
+def _straight_to_the_disk(folder: Path) -> Iterator[None]:
     """Receive into a folder; pynetdicom 3.0 writes what it receives to the one for temporary files."""
-    before = tempfile.tempdir
-    tempfile.tempdir = str(folder)
+    from pynetdicom import _config
+
+    before = tempfile.tempdir, _config.STORE_RECV_CHUNKED_DATASET
+    tempfile.tempdir, _config.STORE_RECV_CHUNKED_DATASET = str(folder), True
     try:
         yield
     finally:
-        tempfile.tempdir = before
+        tempfile.tempdir, _config.STORE_RECV_CHUNKED_DATASET = before

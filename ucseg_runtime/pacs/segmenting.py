@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ucseg_runtime.batch.export_index import ExportSeries, index_export
-from ucseg_runtime.batch.run import BatchOptions, SeriesOutcome, plan_batch, run_batch
+from ucseg_runtime.batch.run import STATE_FOLDER, BatchOptions, SeriesOutcome, plan_batch, run_batch
 from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.errors import BackendError, BackendUnavailableError, ServerTimeoutError, UcsegError
 from ucseg_runtime.model_folder import Model
@@ -79,6 +80,8 @@ class Rounds:
     def __init__(self, spool: Spool, outbox: Outbox, report: RoundReport) -> None:
         self._spool = spool
         self._attempts = Attempts(spool.root / _ATTEMPTS)
+        # The spool is ours alone, so a lease in it is that of a listener which is gone, maybe on another machine.
+        shutil.rmtree(spool.results / STATE_FOLDER, ignore_errors=True)
         self._outbox = outbox
         self._report = report
         self._tries: defaultdict[str, int] = defaultdict(int)
@@ -134,7 +137,7 @@ class Rounds:
             else:
                 others[key] = outcome
 
-        run_batch(plan, method.model, method.inference, method.outputs, options, told)
+        run_batch(plan, method.model, method.inference, method.outputs, told)
         again = [key for key in keys - done if not self._settle(key, others)]
         self._attempts.end(keys)
         return not again
