@@ -16,6 +16,9 @@ from tests.pacs.forgotten_sockets import FORGOTTEN_SOCKETS
 from tests.phantoms import PATIENT_ID, PHI_CANARIES, CtPhantom, write_ct_series
 from tests.processes import LOOPBACK, free_port
 from ucseg_runtime.cli.app import app
+from ucseg_runtime.pacs.addresses import archive_address
+from ucseg_runtime.pacs.archives import Connection, archive_at
+from ucseg_runtime.pacs.listener import count_at
 
 pytestmark = [
     pytest.mark.slow,
@@ -126,6 +129,24 @@ def test_archive_that_is_not_there_is_told_apart(way: str, tmp_path: Path) -> No
         result = run("pacs", *arguments)
         assert result.exit_code == 5, result.output
         assert result.stderr.startswith(f"UCSEG-E170 ArchiveUnreachableError: {address} cannot be reached")
+
+
+def test_archive_is_asked_how_many_images_a_series_has_and_left_alone_when_it_is_gone(
+    way: str, sent: CtPhantom, archive: TestArchive
+) -> None:
+    told: list[str] = []
+    here, nowhere = getattr(archive, way), f"A@{LOOPBACK}:{free_port()}"
+    count, lost = (
+        count_at(lambda text=text: archive_at(archive_address(text), Connection()), told.append, lambda: 0.0)  # type: ignore[misc]
+        for text in (here, nowhere)
+    )
+
+    assert count(sent.study_uid, sent.series_uid) == 6
+    assert count(sent.study_uid, "1.2.3") is None
+    assert told == []
+    assert [lost(sent.study_uid, sent.series_uid) for _ in range(2)] == [None, None]
+    assert len(told) == 1, "it is not asked again at once"
+    assert "count as complete by time alone" in told[0]
 
 
 def test_wrong_title_is_named(archive: TestArchive, tmp_path: Path) -> None:

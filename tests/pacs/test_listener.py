@@ -248,7 +248,7 @@ def test_delivery_that_is_lost_is_made_again(tiny_model: Path, tmp_path: Path, f
         assert sorted(archive.there.values()) == [1, 1, 1]
 
 
-def test_lease_of_a_listener_that_is_gone_holds_nobody_up(tiny_model: Path, tmp_path: Path, files: list[Path]) -> None:
+def test_lease_of_a_listener_that_is_gone_holds_nobody_up(tiny_model: Path, tmp_path: Path) -> None:
     leases = tmp_path / "spool" / "results" / ".ucseg-batch" / "leases"
     leases.mkdir(parents=True)
     with bench(tmp_path / "spool", tiny_model, MadeUpArchive(), OutputOptions()):

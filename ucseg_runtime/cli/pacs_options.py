@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from ucseg_runtime.pacs.archives import Connection
 
 _PANEL = "Archive"
+_LOOPBACK = "127.0.0.1"
 
 TitleOption = Annotated[str, typer.Option("--aet", help="Our AE title, at most 16 characters.", rich_help_panel=_PANEL)]
 ArchiveTlsOption = Annotated[
@@ -139,7 +139,7 @@ def host_and_port(text: str, name: str) -> tuple[str, int]:
         typer.BadParameter: It is neither.
     """
     host, _, port = text.rpartition(":")
-    host = host.strip("[]") or str(ipaddress.IPv4Address(0x7F000001))
+    host = host.strip("[]") or _LOOPBACK
     if not port.isdigit() or int(port) > 65535:
         raise typer.BadParameter("expected HOST:PORT, or the port alone for loopback.", param_hint=name)
     return host, int(port)

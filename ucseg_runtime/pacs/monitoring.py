@@ -6,6 +6,7 @@ Numbers and states alone: no UID, title, address or name is ever part of a metri
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -145,8 +146,12 @@ def monitored(host: str, port: int, watched: Watched) -> Iterator[int]:
     Raises:
         SpoolError: The port cannot be had.
     """
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
     try:
-        server = ThreadingHTTPServer((host, port), _handler(watched))
+        server = Server((host, port), _handler(watched))
     except OSError as error:
         raise SpoolError(
             f"the monitoring port {port} of {host} cannot be had.", hint="Give another --monitor."
