@@ -13,6 +13,9 @@ from pathlib import Path
 from ucseg_runtime.json_text import json_text
 from ucseg_runtime.pacs.spool import read_json, write_durably
 
+SUSPECT_FROM = 2
+"""Ends of the process; a single one may have any cause, and many series were in that round."""
+
 MOST_ENDS = 5
 """Of the process; more than an operator or a power failure should cause within one series."""
 
@@ -29,9 +32,9 @@ class Attempts:
         self._counts = _read(path)
 
     def next_round(self, keys: Iterable[str]) -> frozenset[str]:
-        """Series for the next round: all that never ended a process; if there are none, the one that did so least."""
+        """Series for the next round: all that are not suspect; if there are none, the least suspect one alone."""
         keys = sorted(keys)
-        harmless = frozenset(key for key in keys if key not in self._counts)
+        harmless = frozenset(key for key in keys if self.ends(key) < SUSPECT_FROM)
         return harmless or frozenset(sorted(keys, key=lambda key: self._counts[key])[:1])
 
     def ends(self, key: str) -> int:
