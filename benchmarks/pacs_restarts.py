@@ -32,6 +32,7 @@ from tests.pacs.programs import PacsPrograms, install_pacs_programs
 from tests.processes import LOOPBACK, free_port
 from ucseg_runtime.batch.export_index import index_export
 from ucseg_runtime.batch.run import BatchOptions, SeriesOutcome, plan_batch, run_batch
+from ucseg_runtime.batch.runners import LocalRunner
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.model_folder import load_model
 from ucseg_runtime.pacs.addresses import Address, DicomNode, WebArchive
@@ -143,7 +144,8 @@ def _queue_results(spool: Spool, folder: Path, series: int) -> set[str]:
     model = load_model(write_model(folder / "model"))
     export = write_export(folder / "export", series, studies=series)
     inference, outputs, options = InferenceOptions(), OutputOptions(), BatchOptions()
-    plan = plan_batch(index_export(export), spool.results, model, inference, outputs, options)
+    runner = LocalRunner(model, inference, outputs)
+    plan = plan_batch(index_export(export), spool.results, model, inference, outputs, options, runner.engine())
     outbox, uids = Outbox(spool), set()
 
     def told(outcome: SeriesOutcome) -> None:
@@ -151,7 +153,7 @@ def _queue_results(spool: Spool, folder: Path, series: int) -> set[str]:
         outbox.add(outcome.folder.name, outcome.folder, objects)
         uids.update(item.sop_uid for item in objects)
 
-    run_batch(plan, model, inference, outputs, told)
+    run_batch(plan, runner, told)
     return uids
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ucseg_runtime.batch.export_index import ExportSeries, index_export
 from ucseg_runtime.batch.run import STATE_FOLDER, BatchOptions, SeriesOutcome, plan_batch, run_batch
+from ucseg_runtime.batch.runners import LocalRunner
 from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.errors import BackendError, BackendUnavailableError, ServerTimeoutError, UcsegError
 from ucseg_runtime.model_folder import Model
@@ -125,7 +126,9 @@ class Rounds:
         index = index_export(self._spool.folder("ready"))
         index = replace(index, series=tuple(item for item in index.series if self._key(item) in keys))
         options = BatchOptions(wanted=method.wanted)
-        plan = plan_batch(index, self._spool.results, method.model, method.inference, method.outputs, options)
+        runner = LocalRunner(method.model, method.inference, method.outputs)
+        results, engine = self._spool.results, runner.engine()
+        plan = plan_batch(index, results, method.model, method.inference, method.outputs, options, engine)
         others: dict[str, SeriesOutcome] = {}
         done: set[str] = set()
 
@@ -137,7 +140,7 @@ class Rounds:
             else:
                 others[key] = outcome
 
-        run_batch(plan, method.model, method.inference, method.outputs, told)
+        run_batch(plan, runner, told)
         again = [key for key in keys - done if not self._settle(key, others)]
         self._attempts.end(keys)
         return not again
