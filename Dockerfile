@@ -12,7 +12,7 @@ COPY serving serving
 COPY training training
 
 FROM base AS cpu
-RUN pip install --constraint constraints.txt '.[nifti,triton]' && ucseg doctor
+RUN pip install --constraint constraints.txt '.[nifti,triton,pacs]' && ucseg doctor
 USER 10001:10001
 ENTRYPOINT ["ucseg"]
 

@@ -168,3 +168,27 @@ class OutputExistsError(OutputError):
     """The output folder already holds results."""
 
     default_code = "UCSEG-E152"
+
+
+class ArchiveError(UcsegError):
+    """An archive (PACS) could not be worked with."""
+
+    exit_code = 5
+    triton_code = "UNAVAILABLE"
+    default_code = "UCSEG-E170"
+
+
+class ArchiveUnreachableError(ArchiveError):
+    """An archive does not answer, or stopped answering; it may do so later."""
+
+
+class ArchiveRefusedError(ArchiveError):
+    """An archive answers, and refuses what it is asked: wrong AE title, no rights, a class that it does not take."""
+
+    default_code = "UCSEG-E171"
+
+
+class SpoolError(OutputError):
+    """The spool of a listener cannot be used."""
+
+    default_code = "UCSEG-E172"

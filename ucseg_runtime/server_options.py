@@ -17,6 +17,14 @@ _SCHEMES: dict[str, Scheme] = {"grpc": "grpc", "grpcs": "grpcs", "http": "http",
 _PORTS: dict[Scheme, int] = {"grpc": 8001, "grpcs": 8001, "http": 8000, "https": 443}
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is that of this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 @dataclass(frozen=True)
 class ServerAddress:
     """One server.
@@ -39,10 +47,7 @@ class ServerAddress:
     @property
     def is_loopback(self) -> bool:
         """Whether nothing leaves this machine."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from playwright.sync_api import BrowserContext, sync_playwright
 
-from tests.viewer.processes import LOOPBACK
+from tests.processes import LOOPBACK
 from tests.viewer.programs import ViewerPrograms
 
 _ARGUMENTS = (

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.viewer.programs import ProgramsUnreachableError, ViewerPrograms, install_programs
+from tests.debian import ProgramsUnreachableError
+from tests.viewer.programs import ViewerPrograms, install_programs
 from tests.viewer.viewing import Viewer, open_viewer
 
 collect_ignore = [] if os.environ.get("UCSEG_TEST_LONG") else ["test_ohif_in_full.py"]

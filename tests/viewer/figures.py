@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import requests
 
+from tests.processes import LOOPBACK
 from tests.viewer.cases import ALL, Case
-from tests.viewer.processes import LOOPBACK
 from tests.viewer.programs import OHIF_PACKAGE, install_programs
 from tests.viewer.viewing import Seen, Viewer, compare_slice, look_at, open_case, open_viewer, picture_when_drawn
 

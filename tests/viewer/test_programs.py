@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.viewer.pacs import running_pacs
-from tests.viewer.processes import running
+from tests.debian import ProgramsUnreachableError
+from tests.orthanc import running_pacs
+from tests.processes import running
 from tests.viewer.programs import (
     OHIF_ARCHIVE,
     OHIF_PACKAGE,
-    ProgramsUnreachableError,
     ViewerPrograms,
     install_programs,
     unpack_npm_package,
@@ -26,7 +26,7 @@ from tests.viewer.programs import (
 KILLED_RUN = """
 import sys, time
 from pathlib import Path
-from tests.viewer.processes import running
+from tests.processes import running
 with running(["sleep", "600"], {"PATH": sys.argv[1]}, Path(sys.argv[2])) as process:
     print(process.pid, flush=True)
     time.sleep(600)
@@ -69,7 +69,7 @@ def test_program_ends_when_the_test_run_is_killed(tmp_path: Path) -> None:
 
 
 def test_program_that_fails_to_stop_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.viewer.processes.STOP_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("tests.processes.STOP_TIMEOUT_S", 0.2)
     deaf = [
         sys.executable,
         "-c",

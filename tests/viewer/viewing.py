@@ -13,12 +13,12 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import BrowserContext
 
+from tests.orthanc import Pacs, running_pacs
+from tests.processes import LOOPBACK
 from tests.viewer.browser import open_browser
 from tests.viewer.cases import Case
 from tests.viewer.ohif import Ohif, open_study
 from tests.viewer.overlay import Comparison, Labels, Picture, compare, fitted, image_offset
-from tests.viewer.pacs import Pacs, running_pacs
-from tests.viewer.processes import LOOPBACK
 from tests.viewer.programs import ViewerPrograms
 from tests.viewer.web_server import serving_ohif
 

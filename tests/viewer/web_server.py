@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from tests.viewer.pacs import Pacs
-from tests.viewer.processes import LOOPBACK
+from tests.orthanc import Pacs
+from tests.processes import LOOPBACK
 
 SETTINGS = Path(__file__).with_name("app-config.js")
 _OF_ONE_HOP = {"connection", "transfer-encoding", "content-length", "keep-alive"}

@@ -14,6 +14,7 @@ from ucseg_runtime.cli.demo import demo
 from ucseg_runtime.cli.doctor import doctor
 from ucseg_runtime.cli.inspect_input import inspect
 from ucseg_runtime.cli.models import models
+from ucseg_runtime.cli.pacs import pacs_app
 from ucseg_runtime.cli.plan import plan
 from ucseg_runtime.cli.segment import segment
 from ucseg_runtime.version import __version__
@@ -31,6 +32,7 @@ app.command()(plan)
 app.command()(models)
 app.command()(doctor)
 app.command()(demo)
+app.add_typer(pacs_app)
 
 
 def _show_version(wanted: bool) -> None:

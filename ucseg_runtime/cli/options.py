@@ -13,10 +13,11 @@ from ucseg_runtime.series_rules import SeriesRule, rules_from_texts
 _KINDS = "Folder (searched with all its subfolders), DICOM file, DICOMDIR, zip archive, or NIfTI image (extra: nifti)"
 InputArgument = Annotated[Path, typer.Argument(help=f"{_KINDS}.")]
 InputsArgument = Annotated[
-    list[Path],
+    list[str],
     typer.Argument(
         metavar="INPUT...",
-        help=f"{_KINDS}; several are segmented one by one.",
+        help=f"{_KINDS}; several are segmented one by one. Or a series of an archive (extra: pacs): "
+        "dicomweb+https://HOST/ROOT/studies/UID/series/UID.",
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing.")]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,7 @@ from ucseg_runtime.cli.output_options import (
     UncertaintyOption,
     ViewerOption,
 )
+from ucseg_runtime.cli.pacs_options import ArchiveArguments, ArchiveBasicOption, ArchiveCaOption, ArchiveTokenOption
 from ucseg_runtime.cli.reporting import print_json, print_table, reported, tile_progress
 from ucseg_runtime.cli.server_options import (
     EngineOrServerOption,
@@ -111,6 +113,9 @@ def segment(
     tls_key: TlsKeyOption = None,
     token_file: TokenFileOption = None,
     trace: TraceOption = False,
+    archive_ca: ArchiveCaOption = None,
+    archive_token_file: ArchiveTokenOption = None,
+    archive_basic_file: ArchiveBasicOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out.
@@ -144,10 +149,35 @@ def segment(
             server=server,
         )
         wanted = InputOptions(series, volume, allow_gaps, expect_instances, rules)
-        if len(input) == 1:
-            run_and_report(input[0], out, model, inference, outputs, wanted, as_json)
-        else:
-            _run_many_and_report(input, out, model, inference, outputs, wanted, as_json)
+        archive = ArchiveArguments(ca=archive_ca, token=archive_token_file, basic=archive_basic_file)
+        with _local(input, archive) as sources:
+            if len(sources) == 1:
+                run_and_report(sources[0], out, model, inference, outputs, wanted, as_json)
+            else:
+                _run_many_and_report(sources, out, model, inference, outputs, wanted, as_json)
+
+
+@contextmanager
+def _local(inputs: Sequence[str], archive: ArchiveArguments) -> Iterator[tuple[Path, ...]]:
+    """The inputs as paths; one that lies in an archive is fetched, and deleted again.
+
+    Raises:
+        typer.BadParameter: A URL names no series, or is one of several inputs.
+    """
+    from ucseg_runtime.pacs.addresses import is_web, web_resource
+    from ucseg_runtime.pacs.remote_input import fetched
+
+    if not any(map(is_web, inputs)):
+        yield tuple(map(Path, inputs))
+        return
+    if len(inputs) > 1:
+        raise typer.BadParameter("a URL has to be the only input; for many see ucseg pacs fetch.", param_hint="INPUT")
+    try:
+        resource = web_resource(inputs[0])
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}.", param_hint="INPUT") from error
+    with fetched(resource, archive.connection()) as folder:
+        yield (folder,)
 
 
 def run_and_report(
