@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.batch.exports import write_export, write_model
@@ -62,8 +62,13 @@ def main() -> None:
             random.Random(arguments.seed),  # noqa: S311  (moments to kill at, no secrets)
             arguments.minutes,
         )
-    figures = asdict(found) | {"series": arguments.series, "undisturbed_s": round(seconds, 1), "seed": arguments.seed}
-    print(json.dumps(figures, indent=2))
+    figures = {"series": arguments.series, "undisturbed_s": round(seconds, 1), "seed": arguments.seed}
+    print(as_json(found, figures))
+
+
+def as_json(found: Findings, figures: dict[str, object]) -> str:
+    """What was counted, and under which circumstances."""
+    return json.dumps(vars(found) | figures, indent=2)
 
 
 def killed_rounds(folder: Path, kills: int, series: int, rng: random.Random, minutes: float) -> tuple[Findings, float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from benchmarks.batch_kills import Findings, judge, killed_rounds
+from benchmarks.batch_kills import Findings, as_json, judge, killed_rounds
 
 
 @pytest.mark.slow
@@ -29,3 +31,9 @@ def test_the_judge_sees_what_is_lost_changed_and_foreign() -> None:
     )
 
     assert (found.lost, found.changed, found.foreign) == (1, 1, 1)
+
+
+def test_findings_are_printed_as_json() -> None:
+    printed = json.loads(as_json(Findings(Counter({"parent": 2})), {"series": 8}))
+
+    assert (printed["kills"], printed["lost"], printed["series"]) == ({"parent": 2}, 0, 8)
