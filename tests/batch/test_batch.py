@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pydicom
@@ -87,6 +88,32 @@ def test_every_kind_of_series_has_its_outcome(tmp_path: Path, model: Path) -> No
     said = (result.output + (tmp_path / "out" / "failures.csv").read_text()).lower()
     names = " ".join(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")).lower()
     assert not any(canary in text for canary in PHI_CANARIES for text in (said, names))
+
+
+def test_what_cannot_be_read_is_said_and_the_exit_code_tells_it(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = write_export(tmp_path / "in", 2)
+    (export / "notes.txt").write_text("nothing")
+    forbidden = next(export.glob("canary*1"))
+    iterdir = Path.iterdir
+
+    def refuse_one(folder: Path) -> Iterator[Path]:
+        if folder.name == forbidden.name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse_one)
+    result = run("batch", export, "--out", tmp_path / "out", "--model", model, "--json")
+
+    assert result.exit_code == 7
+    report = json.loads(result.stdout)
+    assert report["counts"] == {"segmented": 1}
+    assert report["unreadable"] == 1
+    assert {(row["files"], row["code"]) for row in report["left_out"]} == {(1, "UCSEG-E101"), (1, "UCSEG-E102")}
+    said = run("batch", export, "--out", tmp_path / "out", "--model", model).output
+    assert "1 files or folders could not be read" in said
+    assert "canary" not in said.replace(str(tmp_path), "").lower()
 
 
 def test_results_are_those_of_single_runs(tmp_path: Path, model: Path, export: Path, finished: Path) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ucseg_runtime.dicom.content import Origin, SeriesContent, origin_of
-from ucseg_runtime.dicom.files import FoundFile, entries_below, found_file
+from ucseg_runtime.dicom.files import UNREADABLE_INPUT, FoundFile, entries_below, found_file
 from ucseg_runtime.dicom.headers import RefusedFileError, quiet_pydicom, read_instances
 from ucseg_runtime.dicom.instances import Instance
 from ucseg_runtime.dicom.sources import is_archive, opened_input
@@ -57,6 +57,7 @@ class ExportIndex:
         modified_ns: Time of the last change of each file.
         series: In the order of their UIDs.
         skipped: Number of files without a usable header, by code and reason.
+        unreadable: Number of those, and of folders, that the system would not let us read: series may be missing.
     """
 
     root: Path = field(repr=False)
@@ -65,6 +66,7 @@ class ExportIndex:
     modified_ns: array[int] = field(repr=False)
     series: tuple[ExportSeries, ...]
     skipped: Counter[tuple[str, str]]
+    unreadable: int = 0
 
     def source_of(self, series: ExportSeries) -> Path | tuple[FoundFile, ...]:
         """What is read for a series: its archive, or its files as they were when the index was made."""
@@ -117,13 +119,15 @@ def index_export(root: Path, progress: Progress | None = None) -> ExportIndex:
                     builder.add_archive(place, path)
                 else:
                     builder.skipped[refusal.code, refusal.reason] += 1
+                    denied = not found.refusal and refusal.code == UNREADABLE_INPUT
+                    builder.unreadable += denied or isinstance(status, OSError)
             if progress is not None and place % _LOOKED_AT_EVERY == 0:
                 progress(place + 1)
     if not names:
         raise InputError("the export holds no files.", hint="Give the folder of an export.", code="UCSEG-E101")
     if progress is not None:
         progress(len(names))
-    return ExportIndex(base.resolve(), names, sizes, modified, builder.series(), builder.skipped)
+    return ExportIndex(base.resolve(), names, sizes, modified, builder.series(), builder.skipped, builder.unreadable)
 
 
 class _Builder:
@@ -131,6 +135,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self.skipped: Counter[tuple[str, str]] = Counter()
+        self.unreadable = 0
         self._open: dict[Hashable, _OpenSeries] = {}
 
     def add(self, place: int, folder: Path, instances: list[Instance], archive: int = -1) -> None:

@@ -60,6 +60,7 @@ from ucseg_runtime.errors import EXIT_SOME_FAILED
 from ucseg_runtime.server_options import TlsFiles
 
 if TYPE_CHECKING:
+    from ucseg_runtime.batch.export_index import ExportIndex
     from ucseg_runtime.batch.forecast import Forecast
     from ucseg_runtime.batch.run import BatchPlan, Belief, SeriesOutcome, Shard
     from ucseg_runtime.manifest import SegmentClass
@@ -183,8 +184,8 @@ def batch(
             finally:
                 if outcomes:
                     _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard)
-        _show_outcomes(outcomes, out, as_json)
-        if any(outcome.state == "failed" for outcome in outcomes):
+        _show_outcomes(outcomes, index, out, as_json)
+        if index.unreadable or any(outcome.state == "failed" for outcome in outcomes):
             raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -223,6 +224,10 @@ class _Progress:
         self._series = len(plan.series) + len(plan.unsuitable)
         self._begun = time.monotonic()
         self._say(f"{len(plan.index.names)} files, {self._series} series, {len(plan.series)} of the model's modality")
+        for (code, reason), files in sorted(plan.index.skipped.items()):
+            self._say(f"{files} files left out: {code} {reason}")
+        if plan.index.unreadable:
+            self._say(f"{plan.index.unreadable} files or folders could not be read, and may hold more series.")
 
     def told(self, outcome: SeriesOutcome) -> None:
         """It is known what became of a series."""
@@ -260,7 +265,7 @@ def _write_tables(
     )
 
 
-def _show_outcomes(outcomes: list[SeriesOutcome], out: Path, as_json: bool) -> None:
+def _show_outcomes(outcomes: list[SeriesOutcome], index: ExportIndex, out: Path, as_json: bool) -> None:
     counts = Counter(outcome.state for outcome in outcomes)
     if as_json:
         rows = [
@@ -273,7 +278,11 @@ def _show_outcomes(outcomes: list[SeriesOutcome], out: Path, as_json: bool) -> N
             }
             for outcome in outcomes
         ]
-        print_json({"counts": {str(state): count for state, count in counts.items()}, "series": rows})
+        left_out = [
+            {"files": files, "code": code, "reason": reason} for (code, reason), files in sorted(index.skipped.items())
+        ]
+        states = {str(state): count for state, count in counts.items()}
+        print_json({"counts": states, "series": rows, "left_out": left_out, "unreadable": index.unreadable})
         return
     print_table(f"results in {out}", ("series", "number"), [(state, str(count)) for state, count in counts.items()])
 
