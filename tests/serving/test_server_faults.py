@@ -250,7 +250,9 @@ def test_another_server_takes_over_in_the_middle_of_a_volume(
     np.testing.assert_array_equal(result.uncertainty, expected.uncertainty)
     assert left
     assert left[0] > 0, "the first server must die in the middle"
-    assert tiles_done(running, "ucseg_subnet_a") - before == left[0], "the second one computes the rest, and no more"
+    by_the_second = tiles_done(running, "ucseg_subnet_a") - before
+    under_way = TritonServer(addresses).in_flight  # these the first one may have answered before it died
+    assert left[0] - under_way <= by_the_second <= left[0], "the second one computes the rest, and no more"
     assert f"grpc://127.0.0.1:{mortal.local.grpc_port}" in caplog.text, "the change is told"
 
 
