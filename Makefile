@@ -12,7 +12,7 @@ demo: $(VENV)/.base
 
 # Two at a time, whole files each: much of the suite waits for processes that use one core.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.dev
 	UCSEG_TEST_LONG=1 $(BIN)/python -m pytest --timeout 3600
