@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from pydicom.uid import (
 from pynetdicom import AE, evt
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when it is imported
+from pynetdicom.transport import AssociationSocket
 
 from tests.pacs.forgotten_sockets import FORGOTTEN_SOCKETS
 from tests.phantoms import CtPhantom
@@ -205,3 +207,26 @@ def test_encrypted_association_needs_an_authority_that_is_trusted(three: list[Di
             with pytest.raises(ArchiveUnreachableError):
                 sent_to(node, three, connection)
     assert len(there) == 3
+
+
+class _LateEvent(threading.Event):
+    """What waits for it goes on a little late, as on a machine that has other things to do."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        found = super().wait(timeout)
+        time.sleep(0.5)
+        return found
+
+
+def test_rejection_that_came_before_anybody_looked_is_still_one(
+    three: list[DicomObject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = AssociationSocket.__init__
+
+    def begin_late(self: AssociationSocket, *arguments: object, **options: object) -> None:
+        begin(self, *arguments, **options)  # type: ignore[arg-type]
+        self._ready = _LateEvent()
+
+    monkeypatch.setattr(AssociationSocket, "__init__", begin_late)
+    with archive(taking([]), titles=("ANOTHER",)) as node, pytest.raises(ArchiveRefusedError, match="does not know us"):
+        sent_to(node, three)

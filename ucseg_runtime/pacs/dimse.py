@@ -41,6 +41,8 @@ STORED_SYNTAXES = (
 
 _CALLING_TITLE, _CALLED_TITLE = 3, 7
 _BY_USER = 1
+_REJECTED = frozenset({1, 2})
+"""For good, or for the moment. Source of all: DICOM PS3.8 table 9-21."""
 
 
 def quiet_pynetdicom() -> None:
@@ -142,11 +144,13 @@ def _client_tls(connection: Connection) -> ssl.SSLContext:
 def _why_not(
     node: DicomNode, connection: Connection, failed: Association
 ) -> ArchiveRefusedError | ArchiveUnreachableError:
-    if not failed.is_rejected:
+    # Where the rejection comes and the connection ends before pynetdicom 3.0 looks whether there is one, it takes that
+    # for a connection that was never made; the rejection still lies there.
+    answer = failed.acceptor.primitive if failed.is_rejected else failed.dul.peek_next_pdu()
+    if getattr(answer, "result", None) not in _REJECTED:
         return ArchiveUnreachableError(
             f"{node} cannot be reached, or does not speak DICOM.", hint="Check host, port and TLS; is it running?"
         )
-    answer = failed.acceptor.primitive
     source, reason = getattr(answer, "result_source", None), getattr(answer, "diagnostic", None)
     if source == _BY_USER and reason == _CALLED_TITLE:
         return ArchiveRefusedError(f"{node} is not called {node.title}.", hint="Check the AE title before the @.")
