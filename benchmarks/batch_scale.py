@@ -33,7 +33,8 @@ from tests.batch.exports import TINY, write_model
 from tests.phantoms import write_ct_series
 from ucseg_runtime.backends.opening import engine_of
 from ucseg_runtime.batch.export_index import index_export
-from ucseg_runtime.batch.run import BatchOptions, BatchPlan, SeriesOutcome, plan_batch, run_batch
+from ucseg_runtime.batch.plan import BatchOptions, BatchPlan, SeriesOutcome, plan_batch
+from ucseg_runtime.batch.run import run_batch
 from ucseg_runtime.batch.runners import Finished
 from ucseg_runtime.batch.summary import SUMMARY, summary_rows, write_csv
 from ucseg_runtime.config import InferenceOptions, OutputOptions

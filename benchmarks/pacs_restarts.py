@@ -31,7 +31,8 @@ from tests.pacs.archive import TITLE, TestArchive, running_archive
 from tests.pacs.programs import PacsPrograms, install_pacs_programs
 from tests.processes import LOOPBACK, free_port
 from ucseg_runtime.batch.export_index import index_export
-from ucseg_runtime.batch.run import BatchOptions, SeriesOutcome, plan_batch, run_batch
+from ucseg_runtime.batch.plan import BatchOptions, SeriesOutcome, plan_batch
+from ucseg_runtime.batch.run import run_batch
 from ucseg_runtime.batch.runners import LocalRunner
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.model_folder import load_model

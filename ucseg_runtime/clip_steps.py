@@ -16,7 +16,6 @@ from pydicom.dataset import Dataset
 from ucseg_runtime.arrays import Float32Array, UInt8Array
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.timed import TimedBackend
-from ucseg_runtime.checked_files import write_checked
 from ucseg_runtime.clip_model import frames_at_a_time
 from ucseg_runtime.clip_picture import ClipPicture
 from ucseg_runtime.config import EmptyFrames, InferenceOptions, OutputOptions, SegEncoding
@@ -34,6 +33,7 @@ from ucseg_runtime.manifest import SegmentClass
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.pipeline import Progress, segment_volume
 from ucseg_runtime.publish import MONTAGE, SEGMENTATION, TIMELINE, Staging, space_needed, staged_results
+from ucseg_runtime.safe_files import write_checked
 from ucseg_runtime.segmentation import Segmentation
 from ucseg_runtime.series_steps import SeriesResult, StageTimes, run_identity, settings_of
 from ucseg_runtime.tiling import plan_tiles

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ucseg_runtime.arrays import Float32Array, Float64Array, UInt8Array, UInt16Array
-from ucseg_runtime.checked_files import checked_file
 from ucseg_runtime.errors import BackendUnavailableError, OutputError, SegWriteError
 from ucseg_runtime.geometry import VolumeGeometry
+from ucseg_runtime.safe_files import checked_file
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header

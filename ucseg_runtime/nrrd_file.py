@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from ucseg_runtime.arrays import UInt8Array, UInt16Array
-from ucseg_runtime.checked_files import write_checked
 from ucseg_runtime.errors import BackendUnavailableError, SegWriteError
 from ucseg_runtime.geometry import VolumeGeometry
+from ucseg_runtime.safe_files import write_checked
 
 _COMPRESSION = 1  # as for NIfTI
 _END_OF_HEADER = b"\n\n"

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ucseg_runtime.backends.base import Backend
-from ucseg_runtime.batches import inferred
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.postprocess import Restoration
@@ -16,6 +15,7 @@ from ucseg_runtime.preprocess import preprocess
 from ucseg_runtime.segmentation import Segmentation
 from ucseg_runtime.stitching import Stitcher
 from ucseg_runtime.subnet_agreement import AgreementCounter
+from ucseg_runtime.tile_batches import inferred
 from ucseg_runtime.tiling import plan_tiles
 from ucseg_runtime.volume import Volume
 

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ucseg_runtime.checked_files import write_checked
 from ucseg_runtime.config import OutputOptions
 from ucseg_runtime.errors import OutputError, OutputExistsError
 from ucseg_runtime.json_text import json_text
+from ucseg_runtime.safe_files import synchronise, write_checked
 
 SEGMENTATION = "segmentation.dcm"
 UNCERTAINTY = "uncertainty.dcm"
@@ -145,7 +145,7 @@ class Staging:
             self._write_record({**record, "outputs": {name: _fingerprint(self._hidden / name) for name in names}})
             for name in (*names, RECORD):
                 os.chmod(self._hidden / name, 0o600)
-                _sync(self._hidden / name)
+                synchronise(self._hidden / name)
             with _locked(self._folder):
                 _check_names(self._folder, self._overwrite)
                 _swap(self._folder, self._hidden, names)
@@ -165,9 +165,9 @@ def _swap(folder: Path, hidden: Path, names: Sequence[str]) -> None:
                 os.replace(folder / name, aside / name)
         for name in names:
             os.replace(hidden / name, folder / name)
-        _sync(folder)
+        synchronise(folder)
         os.replace(hidden / RECORD, folder / RECORD)
-        _sync(folder)
+        synchronise(folder)
         _require_published(folder, names)
     except BaseException:
         if not os.path.lexists(hidden / RECORD):
@@ -284,14 +284,6 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
 def _fingerprint(path: Path) -> dict[str, str | int]:
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

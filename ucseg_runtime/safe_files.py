@@ -1,4 +1,4 @@
-"""Files whose bytes are read back and compared with what was written, whatever their format is."""
+"""Files that hold what was written to them, completely, or are not there: compared, synchronised, renamed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,3 +65,32 @@ def write_checked(path: Path, content: bytes) -> None:
     """Write a whole file; see `checked_file`."""
     with checked_file(path) as stream:
         stream.write(content)
+
+
+def replace_checked(path: Path, content: bytes) -> None:
+    """Put a whole file in the place of another, readable by its owner alone; nobody ever reads half of it.
+
+    Args:
+        path: File; need not exist.
+        content: What it holds then.
+
+    Raises:
+        OSError: It cannot be written; the old one is as it was.
+    """
+    draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    try:
+        draft.touch(mode=0o600, exist_ok=False)
+        write_checked(draft, content)
+        synchronise(draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def synchronise(path: Path) -> None:
+    """See to it that a file, or what a folder says of its files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,7 +10,6 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from ucseg_runtime.arrays import UInt8Array
-from ucseg_runtime.checked_files import write_checked
 from ucseg_runtime.config import OutputOptions
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.identity import RunIdentity
@@ -29,6 +28,7 @@ from ucseg_runtime.publish import (
     UNCERTAINTY_NRRD,
     Staging,
 )
+from ucseg_runtime.safe_files import write_checked
 from ucseg_runtime.segmentation import Segmentation, SegmentMeasurement, stored_uncertainty
 from ucseg_runtime.viewers import frame_limit_note
 

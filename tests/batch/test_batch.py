@@ -16,7 +16,7 @@ import pytest
 from pydicom.config import disable_value_validation
 from typer.testing import CliRunner, Result
 
-from tests.batch.exports import TINY, tree, write_export, write_mixed_export, write_model
+from tests.batch.exports import TINY, tree, write_export, write_mixed_export
 from tests.phantoms import PHI_CANARIES, edit_file
 from tests.served_phantom import ServedPhantom
 from ucseg_runtime.batch.export_index import index_export
@@ -25,11 +25,6 @@ from ucseg_runtime.batch.run import STATE_FOLDER
 from ucseg_runtime.cli.app import app
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.publish import RECORD
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "phantom")
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +363,7 @@ def captured_servers(export: Path, out: Path, model: Path, shard: str, monkeypat
         found.extend(str(address) for address in inference.server.addresses)
         raise _CapturedError
 
-    monkeypatch.setattr("ucseg_runtime.batch.run.plan_batch", plan)
+    monkeypatch.setattr("ucseg_runtime.batch.plan.plan_batch", plan)
     urls = [option for port in (8101, 8102, 8103) for option in ("--url", f"grpc://127.0.0.1:{port}")]
     run("batch", export, "--out", out, "--model", model, "--engine", "triton", *urls, "--shard", shard)
     return found

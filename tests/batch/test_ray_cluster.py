@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch.exports import tree, write_export, write_model
+from tests.batch.exports import tree, write_export
 from ucseg_runtime.batch.run import STATE_FOLDER
 from ucseg_runtime.publish import RECORD
 
@@ -23,11 +23,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SERIES = 8
 PROGRAM = [sys.executable, "-c", "from ucseg_runtime.cli.app import main; main()"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "phantom")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.batch.exports import tree, write_export, write_model
+from tests.batch.exports import tree, write_export
 from tests.batch.faulty_disk import NEEDING_ROOM, Effect, faulty_disk
 from ucseg_runtime.batch.run import STATE_FOLDER
 from ucseg_runtime.cli.app import app
@@ -22,11 +22,6 @@ from ucseg_runtime.publish import RECORD
 
 LONG = os.environ.get("UCSEG_TEST_LONG") == "1"
 SERIES, RUNNERS = (40, 4) if LONG else (6, 2)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "phantom")
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.batch.exports import write_export, write_model
+from tests.batch.exports import write_export
 from ucseg_runtime.batch import run as run_module
 from ucseg_runtime.batch.export_index import index_export
 from ucseg_runtime.batch.leases import held_leases
-from ucseg_runtime.batch.run import STATE_FOLDER, BatchOptions, BatchPlan, SeriesOutcome, plan_batch, run_batch
+from ucseg_runtime.batch.plan import BatchOptions, BatchPlan, SeriesOutcome, plan_batch
+from ucseg_runtime.batch.run import STATE_FOLDER, run_batch
 from ucseg_runtime.batch.runners import Finished
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.model_folder import load_model
@@ -19,11 +20,6 @@ from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.segmentation import EngineInfo
 
 INFERENCE = InferenceOptions(engine="openvino", precision="f32")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "phantom")
 
 
 def plan_of(export: Path, out: Path, model: Path) -> BatchPlan:

@@ -150,7 +150,7 @@ def test_outbox_that_cannot_be_written_is_a_wait_and_no_end(spool: Spool, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, courier_of(outbox, archive, Clock(), told) as courier:
-        patched.setattr("ucseg_runtime.pacs.outbox.write_durably", full)
+        patched.setattr("ucseg_runtime.pacs.outbox.replace_checked", full)
         while not told:
             time.sleep(0.01)
         courier.require_alive()

@@ -14,7 +14,8 @@ import pytest
 from tests.batch.exports import TINY
 from tests.pacs.made_up import Clock, MadeUpArchive
 from tests.phantoms import write_ct_series
-from ucseg_runtime.batch.run import BatchPlan, run_batch
+from ucseg_runtime.batch.plan import BatchPlan
+from ucseg_runtime.batch.run import run_batch
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, OutputOptions, SegEncoding
 from ucseg_runtime.errors import BackendError, OutputError
 from ucseg_runtime.model_folder import load_model

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.batch.faulty_disk import faulty_disk
-from ucseg_runtime.checked_files import checked_file, write_checked
+from ucseg_runtime.safe_files import checked_file, write_checked
 
 CONTENT = bytes(range(256)) * 8000
 

@@ -11,10 +11,10 @@ import pytest
 from tests.fake_backend import FakeBackend
 from tests.model_phantom import ModelPhantom
 from ucseg_runtime.backends.base import TileOutput
-from ucseg_runtime.batches import Batch, inferred
 from ucseg_runtime.errors import BackendError
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.model_folder import load_model
+from ucseg_runtime.tile_batches import Batch, inferred
 from ucseg_runtime.tiling import Tile
 
 BATCHES: list[Batch] = [(Tile((number, 0, 0), (16, 16, 16)),) for number in range(5)]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from ucseg_runtime.backends.choice import choose
 from ucseg_runtime.backends.load import REMOTE_LOAD, EngineLoad, engine_load
 from ucseg_runtime.batch.export_index import ExportSeries
-from ucseg_runtime.batch.run import BatchPlan
+from ucseg_runtime.batch.plan import BatchPlan
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.errors import UcsegError
 from ucseg_runtime.inputs import found_in, grid_of

@@ -5,15 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ucseg_runtime.batch.places import Places
-from ucseg_runtime.batch.run import SeriesOutcome
+from ucseg_runtime.batch.plan import SeriesOutcome
 from ucseg_runtime.manifest import SegmentClass
 from ucseg_runtime.publish import RECORD, reported_as_output_error
+from ucseg_runtime.safe_files import replace_checked
 
 SUMMARY, FAILURES = "summary.csv", "failures.csv"
 
@@ -74,17 +73,4 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Row]) -> None:
     table.writeheader()
     table.writerows(rows)
     with reported_as_output_error():
-        _replace(path, text.getvalue().encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        with draft.open("xb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+        replace_checked(path, text.getvalue().encode())

@@ -62,7 +62,7 @@ from ucseg_runtime.server_options import TlsFiles
 if TYPE_CHECKING:
     from ucseg_runtime.batch.export_index import ExportIndex
     from ucseg_runtime.batch.forecast import Forecast
-    from ucseg_runtime.batch.run import BatchPlan, Belief, SeriesOutcome, Shard
+    from ucseg_runtime.batch.plan import BatchPlan, Belief, SeriesOutcome, Shard
     from ucseg_runtime.manifest import SegmentClass
 
 ExportArgument = Annotated[Path, typer.Argument(help="Folder of the export, or one zip archive.", show_default=False)]
@@ -138,7 +138,8 @@ def batch(
         cluster = RunnerArguments(runner, ray_address, actors, actor_cpus, actor_gpus)
         from ucseg_runtime.batch.export_index import index_export
         from ucseg_runtime.batch.forecast import forecast
-        from ucseg_runtime.batch.run import BatchOptions, check_folders, plan_batch, run_batch
+        from ucseg_runtime.batch.plan import BatchOptions, check_folders, plan_batch
+        from ucseg_runtime.batch.run import run_batch
         from ucseg_runtime.model_folder import default_model_folder, load_model
 
         share = _shard(shard)
@@ -190,7 +191,7 @@ def batch(
 
 
 def _shard(text: str) -> Shard:
-    from ucseg_runtime.batch.run import Shard
+    from ucseg_runtime.batch.plan import Shard
 
     index, separator, count = text.partition("/")
     if separator and index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count):

@@ -9,13 +9,13 @@ from pathlib import Path
 import pydicom
 from pydicom.dataset import Dataset, FileDataset
 
-from ucseg_runtime.checked_files import checked_file
 from ucseg_runtime.dicom.elements import UNREADABLE
 from ucseg_runtime.dicom.equipment import scanner
 from ucseg_runtime.dicom.frame_references import refer_to_frames
 from ucseg_runtime.dicom.headers import quiet_pydicom
 from ucseg_runtime.dicom.source_study import UNUSABLE, SourceStudy, copy_patient_and_study
 from ucseg_runtime.errors import SegWriteError
+from ucseg_runtime.safe_files import checked_file
 
 _UNPAIRED = frozenset(
     {"ABDOMEN", "ABDOMENPELVIS", "BRAIN", "CHEST", "CHESTABDOMEN", "CHESTABDPELVIS", "HEAD", "HEADNECK", "NECK"}

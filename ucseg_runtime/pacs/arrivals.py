@@ -17,7 +17,8 @@ from typing import Literal
 from ucseg_runtime.dicom.headers import RefusedFileError
 from ucseg_runtime.dicom.instances import Instance
 from ucseg_runtime.pacs.objects import read_header
-from ucseg_runtime.pacs.spool import Spool, sync_file
+from ucseg_runtime.pacs.spool import Spool
+from ucseg_runtime.safe_files import synchronise
 
 Clock = Callable[[], float]
 Count = Callable[[str, str], int | None]
@@ -109,13 +110,13 @@ class Arrivals:
         Raises:
             OSError: It cannot be kept.
         """
-        sync_file(partial)
+        synchronise(partial)
         key = self._spool.series_key(instance.study_uid, instance.series_uid)
         with self._lock:
             folder = self._spool.series("arriving", key)
             folder.mkdir(mode=0o700, exist_ok=True)
             os.replace(partial, folder / self._spool.instance_name(instance.sop_instance_uid))
-            sync_file(folder)
+            synchronise(folder)
             before = self._growing.get(key)
             now = self._clock()
             if before is None:

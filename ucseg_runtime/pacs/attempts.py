@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ucseg_runtime.json_text import json_text
-from ucseg_runtime.pacs.spool import read_json, write_durably
+from ucseg_runtime.pacs.spool import read_json
+from ucseg_runtime.safe_files import replace_checked
 
 SUSPECT_FROM = 2
 """Ends of the process; a single one may have any cause, and many series were in that round."""
@@ -62,7 +63,7 @@ class Attempts:
         self._write()
 
     def _write(self) -> None:
-        write_durably(self._path, json_text(self._counts).encode())
+        replace_checked(self._path, json_text(self._counts).encode())
 
 
 def _read(path: Path) -> dict[str, int]:

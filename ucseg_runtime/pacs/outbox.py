@@ -14,7 +14,8 @@ from typing import cast
 
 from ucseg_runtime.json_text import json_text
 from ucseg_runtime.pacs.objects import DicomObject
-from ucseg_runtime.pacs.spool import Spool, read_json, write_durably
+from ucseg_runtime.pacs.spool import Spool, read_json
+from ucseg_runtime.safe_files import replace_checked
 
 _VERSION = 1
 
@@ -126,7 +127,7 @@ class Outbox:
             "tries": delivery.tries,
             "label_maps_refused": delivery.label_maps_refused,
         }
-        write_durably(self._path(delivery.key), json_text(content).encode())
+        replace_checked(self._path(delivery.key), json_text(content).encode())
         self._deliveries[delivery.key] = delivery
 
     def _path(self, key: str) -> Path:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ucseg_runtime.batch.export_index import ExportSeries, index_export
-from ucseg_runtime.batch.run import STATE_FOLDER, BatchOptions, SeriesOutcome, plan_batch, run_batch
+from ucseg_runtime.batch.plan import BatchOptions, SeriesOutcome, plan_batch
+from ucseg_runtime.batch.run import STATE_FOLDER, run_batch
 from ucseg_runtime.batch.runners import LocalRunner
 from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.errors import BackendError, BackendUnavailableError, ServerTimeoutError, UcsegError

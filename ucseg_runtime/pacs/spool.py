@@ -19,7 +19,6 @@ import hashlib
 import hmac
 import json
 import os
-import secrets
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
@@ -30,6 +29,7 @@ from typing import Literal
 
 from ucseg_runtime.errors import SpoolError
 from ucseg_runtime.json_text import json_text
+from ucseg_runtime.safe_files import replace_checked
 
 Stage = Literal["arriving", "ready", "segmented", "failed"]
 
@@ -113,7 +113,7 @@ class Spool:
     def fail(self, key: str, before: Stage, reason: Mapping[str, object]) -> None:
         """Put a series aside, with a file that says why."""
         self.move(key, before, "failed")
-        write_durably(self.series("failed", key) / FAILURE, json_text(reason).encode())
+        replace_checked(self.series("failed", key) / FAILURE, json_text(reason).encode())
 
     def remove(self, stage: Stage, key: str) -> None:
         """Delete a series."""
@@ -135,7 +135,7 @@ class Spool:
                 "the spool was begun with another site secret.",
                 hint="Set UCSEG_SITE_SECRET as it was, or give another --spool.",
             )
-        write_durably(mark, expected.encode())
+        replace_checked(mark, expected.encode())
 
     def remove_results(self, folder: str) -> None:
         """Delete the results of a series, and the folder of its study when nothing else is in it."""
@@ -247,28 +247,6 @@ def _bytes_in(folder: Path) -> int:
         return sum(map(_bytes_below, os.scandir(folder)))
     except FileNotFoundError:
         return 0
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a small file beside its place, and rename it when it is on the disk."""
-    draft = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def sync_file(path: Path) -> None:
-    """See to it that a file is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_json(path: Path) -> object:
