@@ -52,7 +52,7 @@ def sent(way: str, archive: TestArchive, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("canary")
     write_ct_series(folder, phantom)
     report = answer_of("pacs", "send", folder, "--to", getattr(archive, way))
-    assert report == {"stored": 6, "refused": [], "not_sent": 0}
+    assert report == {"stored": 6, "refused": [], "not_sent": 0, "unusable": []}
     return phantom
 
 
@@ -147,6 +147,22 @@ def test_archive_is_asked_how_many_images_a_series_has_and_left_alone_when_it_is
     assert [lost(sent.study_uid, sent.series_uid) for _ in range(2)] == [None, None]
     assert len(told) == 1, "it is not asked again at once"
     assert "count as complete by time alone" in told[0]
+
+
+def test_damaged_files_are_named_and_the_others_sent(archive: TestArchive, tmp_path: Path) -> None:
+    files = write_ct_series(tmp_path / "canary", replace(TINY, study="with damage"))
+    files[2].write_bytes(files[2].read_bytes()[:132])  # what says that it is DICOM, and nothing else
+    (tmp_path / "canary" / "canary notes.txt").write_text("nothing")
+
+    result = run("pacs", "send", tmp_path / "canary", "--to", archive.dimse, "--json")
+
+    assert result.exit_code == 7, result.output
+    report = json.loads(result.stdout)
+    assert (report["stored"], report["refused"]) == (5, [])
+    assert len(report["unusable"]) == 1
+    assert "UCSEG-E103" in report["unusable"][0]
+    assert report["unusable"][0] in result.stderr
+    assert "canary" not in result.output
 
 
 def test_wrong_title_is_named(archive: TestArchive, tmp_path: Path) -> None:

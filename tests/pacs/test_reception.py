@@ -70,7 +70,7 @@ def service(root: Path, options: ReceptionOptions | None = None, limit_bytes: in
 def send(node: DicomNode, files: list[Path], connection: Connection | None = None) -> list[Stored]:
     told: list[Stored] = []
     quick = Connection(connect_s=2.0, answer_s=3.0)
-    DimseArchive(node, connection or quick).store(objects_below(files), told.append)
+    DimseArchive(node, connection or quick).store(objects_below(files, pytest.fail), told.append)
     return told
 
 
@@ -82,9 +82,9 @@ def files(tmp_path: Path) -> list[Path]:
 def test_received_instances_are_those_that_were_sent(tmp_path: Path, files: list[Path]) -> None:
     with service(tmp_path / "spool") as running:
         assert all(item.is_there for item in send(running.node, files))
-        kept = objects_below([running.spool.folder("arriving")])
+        kept = objects_below([running.spool.folder("arriving")], pytest.fail)
 
-        assert {item.sop_uid for item in kept} == {item.sop_uid for item in objects_below(files)}
+        assert {item.sop_uid for item in kept} == {item.sop_uid for item in objects_below(files, pytest.fail)}
         assert running.partial == []
 
 

@@ -100,7 +100,7 @@ def client(service: Service, connection: Connection = QUICK) -> WebArchiveClient
 @pytest.fixture
 def objects(tmp_path: Path) -> tuple[DicomObject, ...]:
     write_ct_series(tmp_path / "objects", replace(TINY, shape=(4, 8, 8)))
-    return objects_below([tmp_path / "objects"])
+    return objects_below([tmp_path / "objects"], pytest.fail)
 
 
 def store_answer(there: list[str], failed: dict[str, int]) -> bytes:

@@ -116,7 +116,7 @@ def send(
 ) -> None:
     """Send DICOM objects: by C-STORE, or by STOW-RS. Objects that the archive has already do no harm.
 
-    Exit code 7 says that it took some and refused others.
+    Exit code 7 says that it took some and refused others, or that files were damaged.
     """
     arguments = ArchiveArguments(
         aet, archive_tls, archive_ca, archive_cert, archive_key, archive_token_file, archive_basic_file,
@@ -128,10 +128,11 @@ def send(
         from ucseg_runtime.pacs.objects import objects_below
 
         opened = archive_at(target, arguments.connection())
-        objects = objects_below(paths)
+        unusable: list[str] = []
+        objects = objects_below(paths, unusable.append)
         told: list[Stored] = []
         opened.store(objects, told.append)
-        _show_stored(told, [item.sop_uid for item in objects], as_json)
+        _show_stored(told, [item.sop_uid for item in objects], unusable, as_json)
 
 
 @pacs_app.command()
@@ -221,12 +222,12 @@ def _fetched(archive: Archive, study_uid: str, series_uid: str, folder: Path) ->
     return count
 
 
-def _show_stored(told: Sequence[Stored], order: Sequence[str], as_json: bool) -> None:
+def _show_stored(told: Sequence[Stored], order: Sequence[str], unusable: Sequence[str], as_json: bool) -> None:
     """Say what became of each object, by its place among the files.
 
     Raises:
         ArchiveRefusedError: None was taken.
-        Exit: Some were refused.
+        Exit: Some were refused or unusable.
     """
     from ucseg_runtime.errors import ArchiveRefusedError
 
@@ -239,11 +240,12 @@ def _show_stored(told: Sequence[Stored], order: Sequence[str], as_json: bool) ->
         "stored": stored,
         "refused": [{"object": number, "reason": reason} for number, reason in refused],
         "not_sent": len(order) - len(told),
+        "unusable": list(unusable),
     }
     _show(f"{stored} of {len(order)} objects stored", report, as_json)
-    if refused:
-        for number, reason in refused:
-            typer.echo(f"object {number} of {len(order)}: {reason}", err=True)
+    for line in (*(f"object {number} of {len(order)}: {reason}" for number, reason in refused), *unusable):
+        typer.echo(line, err=True)
+    if refused or unusable:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 

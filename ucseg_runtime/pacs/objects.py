@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ucseg_runtime.dicom.files import entries_below, found_file
+from ucseg_runtime.dicom.files import UNREADABLE_INPUT, entries_below, found_file
 from ucseg_runtime.dicom.headers import RefusedFileError, quiet_pydicom, read_instances
 from ucseg_runtime.dicom.instances import Instance
 from ucseg_runtime.errors import NotDicomError
 
 LABEL_MAP_CLASS = "1.2.840.10008.5.1.4.1.1.66.7"
 """Label Map Segmentation Storage, for which pydicom 3.0 has no name."""
+
+_NO_DICOM = "UCSEG-E101"
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,12 @@ def dicom_object(path: Path) -> DicomObject:
     return DicomObject(path, header.sop_class_uid, header.sop_instance_uid, header.study_uid, header.transfer_syntax)
 
 
-def objects_below(paths: Iterable[Path]) -> tuple[DicomObject, ...]:
-    """Every DICOM object in some files and folders, each UID once; other files are left out.
+def objects_below(paths: Iterable[Path], unusable: Callable[[str], None]) -> tuple[DicomObject, ...]:
+    """Every DICOM object in some files and folders, each UID once; files of other kinds are left out.
+
+    Args:
+        paths: Files and folders.
+        unusable: Told of every file that cannot be read or is damaged, by its place among all, and why.
 
     Raises:
         InputError: A path cannot be read.
@@ -67,12 +74,17 @@ def objects_below(paths: Iterable[Path]) -> tuple[DicomObject, ...]:
     """
     found: dict[str, DicomObject] = {}
     with quiet_pydicom():
-        for path in _files(paths):
+        for place, path in enumerate(_files(paths), start=1):
             try:
                 item = dicom_object(path)
-            except (RefusedFileError, OSError):
-                continue
-            found.setdefault(item.sop_uid, item)
+            except RefusedFileError as refusal:
+                if refusal.code != _NO_DICOM:
+                    unusable(f"file {place} {refusal.reason} ({refusal.code})")
+            except OSError as error:
+                reason = os.strerror(error.errno) if error.errno else type(error).__name__
+                unusable(f"file {place} cannot be read: {reason} ({UNREADABLE_INPUT})")
+            else:
+                found.setdefault(item.sop_uid, item)
     if not found:
         raise NotDicomError("no DICOM objects were found to send.", hint="Give a folder of results, or DICOM files.")
     return tuple(found.values())

@@ -102,7 +102,7 @@ def _count(options: ListenOptions, tell: Tell) -> Count:
     archive = options.count_from
     if archive is None:
         return _nobody
-    return count_at(lambda: archive_at(archive, replace(options.connection)), tell)
+    return count_at(lambda: archive_at(archive, options.connection), tell)
 
 
 def _nobody(study_uid: str, series_uid: str) -> None:
