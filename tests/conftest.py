@@ -10,6 +10,7 @@ import pytest
 
 from tests.served_phantom import ServedPhantom, serve_phantom
 from ucseg_runtime.packaged_data import write_demo_study
+from ucseg_serving.local_server import server_ended
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -34,3 +35,11 @@ def served_phantom(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedP
     """A Triton server on loopback that serves the phantom of the contract tests on the processor."""
     with serve_phantom(tmp_path_factory.mktemp("served")) as served:
         yield served
+
+
+@pytest.fixture(autouse=True)
+def served_phantom_is_alive(request: pytest.FixtureRequest) -> None:
+    """Where a test stopped the server, those after it say so at once instead of waiting for it."""
+    if "served_phantom" in request.fixturenames:
+        server = request.getfixturevalue("served_phantom").server
+        assert server.process.poll() is None, str(server_ended(server))

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ucseg_runtime.backends.graphs import GRAPHS
+from ucseg_runtime.backends.graphs import GRAPHS, IMAGE
 from ucseg_runtime.backends.triton_tensors import (
     DEVICE,
     ENGINE,
     ENGINE_VERSION,
+    FINITE_IMAGE,
     MODEL_DIGEST,
     PRECISION,
     PROVEN,
     TritonModel,
     TritonTensor,
+    check_model,
     graph_model,
     logits_model,
     stage_model_name,
@@ -59,8 +61,10 @@ def model_configs(
         Name of the model to its ``ModelConfig`` message.
     """
     graphs = {key: _graph_config(key, spec, connections[key], options) for key in GRAPHS}
-    ensembles = [_ensemble_config(model, connections, options) for model in (tiles_model(spec), logits_model(spec))]
-    configs = [*ensembles, *graphs.values(), _volume_config(options)]
+    ensembles = [
+        _ensemble_config(model, spec, connections, options) for model in (tiles_model(spec), logits_model(spec))
+    ]
+    configs = [*ensembles, _check_config(spec, options), *graphs.values(), _volume_config(options)]
     for config in configs:
         _add_identity(config, served)
     return {config.name: config for config in configs}
@@ -92,17 +96,33 @@ def _graph_config(key: str, spec: ModelSpec, inputs: Sequence[str], options: Ser
     return config
 
 
-def _ensemble_config(model: TritonModel, connections: Connections, options: ServingOptions) -> Message:
-    """Subnet A and B at the same time, then the UPG, then the read-out; tensors keep their names."""
+def _check_config(spec: ModelSpec, options: ServingOptions) -> Message:
+    """On the processor for every target: it reads what came over the network."""
+    config = _base_config(check_model(spec), options)
+    config.backend = "python"
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=options.instances)
+    _limit_queue(config, options.tile_timeout_s, options)
+    return config
+
+
+def _ensemble_config(model: TritonModel, spec: ModelSpec, connections: Connections, options: ServingOptions) -> Message:
+    """The check, then subnet A and B at the same time, then the UPG, then the read-out; tensors keep their names."""
     config = _base_config(model, options)
     config.platform = "ensemble"
+    check = check_model(spec)
+    _add_step(config, check.name, {tensor.name: tensor.name for tensor in check.inputs}, (FINITE_IMAGE,))
     for key in STAGES:
-        step = config.ensemble_scheduling.step.add(model_name=stage_model_name(key), model_version=-1)
-        for name in connections[key]:
-            step.input_map[name] = name
-        for name in GRAPHS[key].outputs:
-            step.output_map[name] = name
+        sources = {name: FINITE_IMAGE if name == IMAGE else name for name in connections[key]}
+        _add_step(config, stage_model_name(key), sources, GRAPHS[key].outputs)
     return config
+
+
+def _add_step(config: Message, model: str, sources: Mapping[str, str], outputs: Sequence[str]) -> None:
+    step = config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+    for name, source in sources.items():
+        step.input_map[name] = source
+    for name in outputs:
+        step.output_map[name] = name
 
 
 def _volume_config(options: ServingOptions) -> Message:

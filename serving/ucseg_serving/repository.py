@@ -12,7 +12,7 @@ from ucseg_runtime.accuracy_gate import PROOFS_NAME
 from ucseg_runtime.backends.choice import choose
 from ucseg_runtime.backends.graphs import GRAPHS, check_signature
 from ucseg_runtime.backends.session import GraphFile, SessionSettings
-from ucseg_runtime.backends.triton_tensors import LOGITS_MODEL, TILES_MODEL, VOLUME_MODEL, stage_model_name
+from ucseg_runtime.backends.triton_tensors import CHECK_MODEL, LOGITS_MODEL, TILES_MODEL, VOLUME_MODEL, stage_model_name
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import OutputError, OutputExistsError
 from ucseg_runtime.manifest import MANIFEST_NAME
@@ -26,6 +26,12 @@ CONFIG_NAME = "config.pbtxt"
 VERSION = "1"
 
 _THIN_MODELS = {
+    "check": '''"""Tiles that are not finite are refused; see `ucseg_serving.check_model`."""
+
+from ucseg_serving.check_model import CheckModel as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+''',
     "stage": '''"""A stage of the model on an embedded engine; see `ucseg_serving.stage_model`."""
 
 from ucseg_serving.stage_model import StageModel as TritonPythonModel
@@ -82,6 +88,7 @@ def repository_texts(model: Model, served: Served, options: ServingOptions) -> d
     texts = {f"{name}/{CONFIG_NAME}": as_pbtxt(config) for name, config in configs.items()}
     # Triton wants a folder for the version even where there is nothing to put into it.
     texts |= {f"{name}/{VERSION}/.gitkeep": "" for name in (TILES_MODEL, LOGITS_MODEL)}
+    texts[f"{CHECK_MODEL}/{VERSION}/model.py"] = _THIN_MODELS["check"]
     texts[f"{VOLUME_MODEL}/{VERSION}/model.py"] = _THIN_MODELS["volume"]
     if options.target == "cpu":
         texts |= {f"{stage_model_name(key)}/{VERSION}/model.py": _THIN_MODELS["stage"] for key in GRAPHS}

@@ -15,8 +15,9 @@ from ucseg_runtime.backends.graphs import GRAPHS, IMAGE, check_signature
 from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.backends.triton_tensors import ENGINE, ENGINE_VERSION, PRECISION, PROVEN, VOLUME_MODEL
 from ucseg_runtime.config import InferenceOptions
-from ucseg_runtime.errors import EngineMismatchError, InputError
+from ucseg_runtime.errors import EngineMismatchError
 from ucseg_runtime.model_folder import Model, load_model
+from ucseg_serving.check_model import refuse_not_finite
 from ucseg_serving.server_arrays import ServerObject, array_from_tensor, tensor_from_array
 from ucseg_serving.server_models import GRAPH_PARAMETER, ModelSettings, answered, backend_utils, settings_from_args
 
@@ -69,8 +70,8 @@ class StageModel:
         tensors = {
             name: array_from_tensor(self._utils.get_input_tensor_by_name(request, name)) for name in self._inputs
         }
-        if IMAGE in tensors and not np.isfinite(tensors[IMAGE]).all():
-            raise InputError(f"{IMAGE} holds values that are not finite.", code="UCSEG-E126")
+        if IMAGE in tensors:
+            refuse_not_finite(tensors[IMAGE])
         return tensors
 
 

@@ -107,6 +107,12 @@ def test_malformed_tiles_are_refused(
     assert message in answer.json()["error"]
 
 
+def test_tiles_that_are_not_finite_come_again_and_again(alive: ServedPhantom) -> None:
+    """One of two steps that start together must not be the one that refuses: that stopped the server."""
+    answers = [post(alive, "ucseg_tiles", {"IMAGE": ("FP32", nan_tile())}).status_code for _ in range(300)]
+    assert set(answers) <= set(REFUSED)
+
+
 def volume(**changes: np.ndarray) -> dict[str, tuple[str, np.ndarray]]:
     kinds = {"VOLUME": "INT16", "VOLUME_FLOAT": "FP32", "AFFINE": "FP64"}
     tensors = {"VOLUME": VOXELS, "AFFINE": AFFINE, **changes}

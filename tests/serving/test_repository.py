@@ -33,6 +33,7 @@ COMMITTED = Path(__file__).resolve().parents[2] / "model_repository"
 MODELS = {
     "ucseg_tiles",
     "ucseg_logits",
+    "ucseg_check",
     "ucseg_subnet_a",
     "ucseg_subnet_b",
     "ucseg_upg",
@@ -105,6 +106,7 @@ def test_stages_warm_up_and_refuse_what_waits_too_long(model_folder: Path, tmp_p
         assert policy.max_queue_size == 0
     ensemble = parsed(tmp_path / "repository", "ucseg_tiles")
     assert [step.model_name for step in ensemble.ensemble_scheduling.step] == [
+        "ucseg_check",
         "ucseg_subnet_a",
         "ucseg_subnet_b",
         "ucseg_upg",

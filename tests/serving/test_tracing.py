@@ -108,7 +108,7 @@ def test_every_tile_belongs_to_the_trace_of_the_environment(
     spans = collector.wait_for(trace, requests=2)
     roots = [span for span in spans if span["name"] == "InferRequest"]
     assert {span["parentSpanId"] for span in roots} == {PARENT}
-    assert {"ucseg_tiles", "ucseg_subnet_a", "ucseg_subnet_b", "ucseg_upg", "ucseg_decode"} <= {
+    assert {"ucseg_tiles", "ucseg_check", "ucseg_subnet_a", "ucseg_subnet_b", "ucseg_upg", "ucseg_decode"} <= {
         span["name"] for span in spans
     }
 

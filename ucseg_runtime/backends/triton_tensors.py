@@ -7,7 +7,7 @@ network's own axes, as in `graphs`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -42,7 +42,11 @@ NUMPY_TYPES: Mapping[DataType, np.dtype[np.generic]] = MappingProxyType(
 TILES_MODEL = "ucseg_tiles"
 LOGITS_MODEL = "ucseg_logits"
 MERGED_MODEL = "ucseg_merged"
+CHECK_MODEL = "ucseg_check"
 VOLUME_MODEL = "ucseg_volume"
+
+FINITE_IMAGE = "FINITE_IMAGE"
+"""The image of a tile after the first step of the ensembles."""
 
 VOLUME = "VOLUME"
 VOLUME_FLOAT = "VOLUME_FLOAT"
@@ -111,6 +115,16 @@ def graph_model(key: str, spec: ModelSpec) -> TritonModel:
     graph = GRAPHS[key]
     inputs = tuple(tile_tensor(name, spec) for name in graph.inputs)
     return TritonModel(stage_model_name(key), inputs, tuple(tile_tensor(name, spec) for name in graph.outputs))
+
+
+def check_model(spec: ModelSpec) -> TritonModel:
+    """The first step of the ensembles: refuses tiles that are not finite, and passes the others on as they are.
+
+    The subnets start together, and Triton 2.51 crashes when one of two steps that start together fails before the other
+    has started; so what a client can do wrong has to be refused in a step of its own.
+    """
+    image = tile_tensor(IMAGE, spec)
+    return TritonModel(CHECK_MODEL, (image,), (replace(image, name=FINITE_IMAGE),))
 
 
 def tiles_model(spec: ModelSpec) -> TritonModel:
