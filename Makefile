@@ -3,9 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := ucseg_runtime export serving model_repository training tests benchmarks
+SOURCES := ucseg_runtime export serving model_repository training tests benchmarks docs_hooks
 
-.PHONY: demo test test-long check format clean
+.PHONY: demo test test-long check format docs clean
 
 demo: $(VENV)/.base
 	$(BIN)/ucseg demo --out demo-output --overwrite
@@ -27,8 +27,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
+# Into site/; a warning is an error. Open site/index.html, no server is needed.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-output site .pytest_cache .mypy_cache .ruff_cache
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -45,7 +45,13 @@ class _Frozen(BaseModel):
 
 
 class Code(_Frozen):
-    """A coded concept: value, coding scheme designator (``SCT`` = SNOMED CT) and meaning."""
+    """A coded concept.
+
+    Attributes:
+        value: Code Value (0008,0100).
+        scheme: Coding Scheme Designator (0008,0102); ``SCT`` is SNOMED CT.
+        meaning: Code Meaning (0008,0104), in English.
+    """
 
     value: str
     scheme: str
@@ -155,7 +161,13 @@ class Postprocessing(_Frozen):
 
 
 class Artifact(_Frozen):
-    """One file of the model folder."""
+    """One file of the model folder.
+
+    Attributes:
+        file: Its name, without any folder.
+        size: In bytes.
+        sha256: Of its content, 64 hexadecimal digits.
+    """
 
     file: str
     size: int
@@ -170,7 +182,15 @@ class Artifact(_Frozen):
 
 
 class ParityRow(_Frozen):
-    """One line of the proof that a graph computes what torch computes."""
+    """One line of the proof that a graph computes what torch computes.
+
+    Attributes:
+        graph: Which of the artifacts.
+        inputs: Kind and number of the tiles, and the engine that ran the graph.
+        reference: What it was compared with.
+        max_abs_difference: Largest difference of any value of the graph's outputs.
+        tolerance: Most that was allowed.
+    """
 
     graph: str
     inputs: str
@@ -180,7 +200,14 @@ class ParityRow(_Frozen):
 
 
 class Quality(_Frozen):
-    """Measured agreement of one class on one data set; the words say with what it agrees."""
+    """Measured agreement of one class on one data set.
+
+    Attributes:
+        data_set: On what, and with whose labels it agrees.
+        segment: Name of the class.
+        output: ``fused``, ``subnet_a``, ``subnet_b``, or ``mean`` of the two.
+        dice: In [0, 1].
+    """
 
     data_set: str
     segment: str
@@ -216,8 +243,27 @@ DEFAULT_BUDGETS: Mapping[Precision, Budget] = MappingProxyType(
 class ModelSpec(_Frozen):
     """What a model is, apart from its files. See each part's own docstring for units and ranges.
 
-    `default_precision` is what `ucseg-train evaluate` computes in where the processor has it. In which arithmetic an
-    engine serves the model is for the accuracy gate to say.
+    Attributes:
+        name: Short, for tables and outputs.
+        version: Of the model, as its authors count it.
+        licence: Under which the weights may be used.
+        intended_use: In one sentence; shown by ``ucseg models``.
+        modality: DICOM Modality (0008,0060) of the images that it takes.
+        dim: 3 for networks of volumes, 2 for networks of planes.
+        channels: Of the network's input: 1, or 3 for colour.
+        classes: Foreground classes, labels 1, 2, 3 … in order; background is 0.
+        activation: ``softmax`` over background and classes, or ``sigmoid`` for a single class, whose mask is p > 0.5.
+        fusion: How the logits of both subnets become one: ``upg``, by the trained module.
+        default_precision: Arithmetic of ``ucseg-train evaluate`` where the processor has it. In which one an engine
+            serves the model is for the accuracy gate to say.
+        preprocessing: From the images to what the networks see.
+        tiling: How a volume is cut.
+        postprocessing: Clean-up of the label map.
+        budgets: How far an engine in each precision may be from the reference; where one is left out, that of the
+            accuracy gate.
+        provenance: Who made the model of what, as pairs of words.
+        quality: What was measured; shown by ``ucseg models``.
+        series: Which series the model is for; without it every series of the modality.
     """
 
     name: str
@@ -280,7 +326,14 @@ class ModelSpec(_Frozen):
 
 
 class Manifest(ModelSpec):
-    """The whole of `manifest.json`: the model, its files, and the proof that they compute it."""
+    """The whole of `manifest.json`: the model, its files, and the proof that they compute it.
+
+    Attributes:
+        schema_version: Of this layout; another one is refused.
+        parity: How the graphs compare with the trained networks.
+        artifacts: The files by what they are: ``subnet_a``, ``subnet_b``, ``upg``, ``decode``, ``merged``, and
+            ``merged_int8`` where there is one.
+    """
 
     schema_version: Literal[1]
     parity: tuple[ParityRow, ...] = ()

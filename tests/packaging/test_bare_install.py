@@ -1,16 +1,16 @@
-"""The wheel in an environment of its own: no torch, no development tools, only what the base install declares."""
+"""The base install, by the commands of its page: no torch, no development tools, only what is declared."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.docs.documents import shell_blocks
 from tests.phantoms import CtPhantom, write_ct_series
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,14 +40,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Interpreter of a new environment that holds the wheel and its declared dependencies."""
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Interpreter of the environment that the page on installing makes."""
     folder = tmp_path_factory.mktemp("bare")
-    venv.create(folder, with_pip=True)
-    interpreter = folder / "bin" / "python"
-    installed = run(interpreter, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel)
-    assert installed.returncode == 0, installed.stderr
-    return interpreter
+    (block,) = shell_blocks("docs/install.md")
+    here = block.replace("constraints.txt .\n", f"{ROOT / 'constraints.txt'} {ROOT}\n")
+    assert here != block
+    installed = subprocess.run(["/bin/bash", "-e", "-c", here], cwd=folder, capture_output=True, text=True, check=False)
+    assert installed.returncode == 0, installed.stdout[-2000:] + installed.stderr[-2000:]
+    assert "openvino" in installed.stdout, "by ucseg doctor"
+    return folder / "ucseg-env" / "bin" / "python"
 
 
 def test_wheel_holds_four_packages_and_the_models(wheel: Path) -> None:

@@ -1,0 +1,56 @@
+"""Commands of the README and of the guides that need nothing but a study, an export and a model, in their order."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from pydicom.dataset import Dataset
+
+from tests.batch.exports import TINY, write_export, write_model
+from tests.docs.ledger import PLAIN, commands_for, pages_for
+from tests.guide_shell import GuideShell
+from tests.phantoms import write_ct_series
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "phantom")
+
+
+def describe(_: int, dataset: Dataset) -> None:
+    """What the rules of the pages look at."""
+    dataset.SeriesDescription = "Thorax"
+
+
+@pytest.fixture
+def shell(tmp_path: Path, model: Path) -> GuideShell:
+    write_ct_series(tmp_path / "STUDY", TINY, edit=describe)
+    write_export(tmp_path / "EXPORT", 3)
+    (tmp_path / "MODEL").symlink_to(model)
+    added = [
+        (r"^ucseg (inspect|plan|segment|batch) (?!.*--model)", f"--model {model}"),
+        (r"^ucseg (plan|segment|batch) ", "--engine openvino"),
+        # Commands of a page that were not run in this order write to the same folder.
+        (r"^ucseg segment .*--out (RESULTS|OUT|DIR)\b(?!.*--overwrite)", "--overwrite"),
+    ]
+    return GuideShell(tmp_path, added=added)
+
+
+@pytest.mark.parametrize("page", pages_for(PLAIN))
+def test_commands_of_a_page_succeed_one_after_the_other(
+    page: str, shell: GuideShell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = commands_for(PLAIN, page)
+    printed = {line: shell.run(line, monkeypatch) for line in lines}
+
+    for line in lines:
+        if "--json" in line and ">" not in line:
+            assert json.loads(printed[line])
+        if re.match(r"ucseg (segment|batch(?!.*--dry-run))", line):
+            out = shell.folder / re.findall(r"--out (\S+)", line)[0]
+            assert list(out.rglob("record.json")), line
