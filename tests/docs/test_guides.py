@@ -10,6 +10,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from tests.batch.exports import TINY, write_export, write_model
+from tests.docs.documents import PAGES
 from tests.docs.ledger import PLAIN, commands_for, pages_for
 from tests.guide_shell import GuideShell
 from tests.phantoms import write_ct_series
@@ -53,4 +54,14 @@ def test_commands_of_a_page_succeed_one_after_the_other(
             assert json.loads(printed[line])
         if re.match(r"ucseg (segment|batch(?!.*--dry-run))", line):
             out = shell.folder / re.findall(r"--out (\S+)", line)[0]
-            assert list(out.rglob("record.json")), line
+            records = list(out.rglob("record.json"))
+            assert records, line
+            assert undocumented(records[0]) == []
+
+
+def undocumented(record: Path) -> list[str]:
+    """Files beside a record, and fields of it, that the page on outputs does not name."""
+    held = json.loads(record.read_text(encoding="utf-8"))
+    fields = {*held, *held["measurements"][0]} - {"label", "name"}
+    names = {path.name for path in record.parent.iterdir()}
+    return sorted(name for name in fields | names if f"`{name}`" not in PAGES["docs/outputs.md"])
