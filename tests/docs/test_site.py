@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from docs_hooks.field_tables import field_table
 from tests.debian import ProgramsUnreachableError
@@ -136,3 +137,23 @@ def test_tables_of_fields_follow_from_the_schemas(site: Path) -> None:
     for name in (*Manifest.model_fields, *Tiling.model_fields):
         assert f"<td><code>{name}</code></td>" in page
     assert "| `overlap` | number ≥ 0 < 1 | `0.5` |" in field_table(Tiling)
+
+
+class Unexplained(BaseModel):
+    """A schema.
+
+    Attributes:
+        known: Said.
+    """
+
+    known: int
+    unknown: int
+
+
+def test_a_field_without_a_meaning_stops_the_build() -> None:
+    with pytest.raises(ValueError, match="Unexplained: no line under Attributes for unknown"):
+        field_table(Unexplained)
+
+
+def test_a_link_out_of_the_pages_becomes_a_path(site: Path) -> None:
+    assert "image <code>triton</code> of\nthe <code>Dockerfile</code>" in (site / "deploy.html").read_text("utf-8")
