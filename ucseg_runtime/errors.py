@@ -113,6 +113,12 @@ class ArtifactMismatchError(ModelError):
     """A file of the model folder is missing, refused, or not the one that the manifest names."""
 
 
+class UntrustedModelError(ModelError):
+    """Nobody whom the site trusts vouches for the model, or its signature is false."""
+
+    default_code = "UCSEG-E134"
+
+
 class EngineMismatchError(ModelError):
     """A built engine belongs to another model, engine version or device."""
 
@@ -168,6 +174,12 @@ class OutputExistsError(OutputError):
     """The output folder already holds results."""
 
     default_code = "UCSEG-E152"
+
+
+class VerificationError(OutputError):
+    """Results are not what their record says, or do not come from what it says."""
+
+    default_code = "UCSEG-E153"
 
 
 class ArchiveError(UcsegError):

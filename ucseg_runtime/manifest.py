@@ -23,6 +23,10 @@ MANIFEST_NAME = "manifest.json"
 STAGES = ("subnet_a", "subnet_b", "upg", "decode")
 MERGED = "merged"
 
+CHECKPOINT_SHA256 = "checkpoint_sha256"
+TRAINING_PLAN_SHA256 = "training_plan_sha256"
+"""Entries of the provenance: the file that was exported, and the plan and data of the run that made it."""
+
 Precision = Literal["f32", "tf32", "bf16", "fp16", "int8", "fp8"]
 
 INT8_MERGED = "merged_int8"

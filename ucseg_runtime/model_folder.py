@@ -13,6 +13,7 @@ from ucseg_runtime.accuracy_gate import PROOFS_NAME, Proofs, proofs_from_json
 from ucseg_runtime.errors import ArtifactMismatchError, ManifestError, ModelError
 from ucseg_runtime.manifest import MANIFEST_NAME, Artifact, Manifest, manifest_from_json
 from ucseg_runtime.onnx_scan import objections
+from ucseg_runtime.signatures import SIGNATURE_NAME, configured_trust_store, trusted_signer, unsigned_allowed
 
 DEMO_MODEL = "torso-ct-demo"
 
@@ -31,12 +32,15 @@ class Model:
         digest: SHA-256 of ``manifest.json``, 64 hexadecimal digits. The manifest names the digest of every other file,
             so this one stands for the whole folder.
         proofs: Which engines have shown that they decide like the reference; not part of the digest.
+        signer: SHA-256 of the trusted key that vouches for it; empty where no trust store is configured, or where the
+            caller takes models that nobody vouches for.
     """
 
     manifest: Manifest
     folder: Path
     digest: str
     proofs: Proofs
+    signer: str = ""
 
     def graph(self, key: str) -> bytes:
         """Content of one artifact, verified again, so that nothing unverified can reach an engine.
@@ -47,10 +51,16 @@ class Model:
         return _verified(self.folder, key, self.manifest.artifacts[key])
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: Path, *, whoever_made_it: bool = False) -> Model:
     """Read a model folder and verify every file that its manifest names. Nothing of it is executed.
 
+    Args:
+        folder: The model folder.
+        whoever_made_it: Whether the trust store of the site does not matter: for a model that is being made, looked at,
+            or part of this package.
+
     Raises:
+        UntrustedModelError: A trust store is configured, and none of its keys vouches for the model.
         ManifestError: The manifest is missing, malformed or of an unknown schema version; or the proofs are malformed.
         ArtifactMismatchError: A file is missing, is not a plain file of this folder, differs from the manifest in size
             or digest, is not ONNX, or refers to anything outside itself.
@@ -64,7 +74,8 @@ def load_model(folder: Path) -> Model:
     for key, artifact in manifest.artifacts.items():
         _refuse_foreign_parts(key, _verified(folder, key, artifact))
     digest = hashlib.sha256(content).hexdigest()
-    return Model(manifest, folder, digest, _proofs(folder, digest))
+    signer = "" if whoever_made_it else _signer(folder, digest)
+    return Model(manifest, folder, digest, _proofs(folder, digest), signer)
 
 
 def available_models(extra: Path | None = None) -> dict[str, Path]:
@@ -101,6 +112,27 @@ def default_model_folder() -> Path:
         ModelError: The installation is incomplete.
     """
     return find_model(DEMO_MODEL)
+
+
+def signature_text(folder: Path) -> str | None:
+    """Content of the signature that lies in a model folder; None where there is none.
+
+    Raises:
+        ManifestError: It cannot be read.
+    """
+    try:
+        return _read_plain_file(folder / SIGNATURE_NAME, _MAX_MANIFEST_BYTES).decode("utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"the model folder has no readable {SIGNATURE_NAME}.", hint=_RESTORE) from error
+
+
+def _signer(folder: Path, digest: str) -> str:
+    store = configured_trust_store()
+    if store is None:
+        return ""
+    return trusted_signer(signature_text(folder), digest, store, allow_unsigned=unsigned_allowed())
 
 
 def _proofs(folder: Path, digest: str) -> Proofs:

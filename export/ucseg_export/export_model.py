@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from ucseg_export.parity import installed_parity_engines, parity_rows, parity_ta
 from ucseg_export.parity_tiles import TileSet, case_tiles, phantom_tiles, random_tiles, tiles_from_file
 from ucseg_export.to_onnx import OPSETS, onnx_graphs
 from ucseg_runtime.errors import OutputError, OutputExistsError
-from ucseg_runtime.manifest import MANIFEST_NAME, Manifest, ModelSpec
+from ucseg_runtime.manifest import CHECKPOINT_SHA256, MANIFEST_NAME, TRAINING_PLAN_SHA256, Manifest, ModelSpec
 from ucseg_runtime.model_folder import load_model
 from ucseg_training.checkpoint import TrioCheckpoint, load_checkpoint
 
@@ -68,7 +69,7 @@ def export_model(request: ExportRequest) -> Manifest:
     spec = _spec_of(request, checkpoint)
     tile_sets = _tile_sets(request, spec)
     graphs = onnx_graphs(checkpoint.net)
-    manifest = build_manifest(spec, graphs, (), _provenance(checkpoint))
+    manifest = build_manifest(spec, graphs, (), _provenance(request.checkpoint, checkpoint))
     rows = parity_rows(checkpoint.net, manifest, graphs, tile_sets, installed_parity_engines())
     require_parity(rows)
     manifest = manifest.model_copy(update={"parity": rows})
@@ -98,7 +99,7 @@ def write_model_folder(folder: Path, manifest: Manifest, graphs: Mapping[str, by
             (complete / manifest.artifacts[key].file).write_bytes(content)
         (complete / PARITY_NAME).write_text(parity_table(manifest.parity), encoding="utf-8")
         (complete / MANIFEST_NAME).write_text(manifest_json(manifest), encoding="utf-8")
-        load_model(complete)
+        load_model(complete, whoever_made_it=True)
         _swap(folder, complete, staging / "old")
 
 
@@ -144,8 +145,12 @@ def _tile_sets(request: ExportRequest, spec: ModelSpec) -> list[TileSet]:
     return sets
 
 
-def _provenance(checkpoint: TrioCheckpoint) -> dict[str, str]:
+def _provenance(path: Path, checkpoint: TrioCheckpoint) -> dict[str, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
+        CHECKPOINT_SHA256: digest,
+        **({TRAINING_PLAN_SHA256: checkpoint.plan} if checkpoint.plan else {}),
         "training_steps": str(checkpoint.step),
         "exporter": f"torch {torch.__version__}, torch.export, opset {OPSETS['dynamo']}",
     }

@@ -53,7 +53,7 @@ def add_int8_graph(folder: Path, cases: Path, tiles_per_case: int) -> Manifest:
         BackendUnavailableError: The quantiser is not installed.
         OutputError: The folder cannot be written; the old one is still there.
     """
-    model = load_model(folder)
+    model = load_model(folder, whoever_made_it=True)
     spec = model.manifest
     per_case = calibration_tiles(cases, spec, tiles_per_case)
     tiles = [tile for case in per_case for tile in case]

@@ -17,6 +17,7 @@ from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import OutputError, OutputExistsError
 from ucseg_runtime.manifest import MANIFEST_NAME
 from ucseg_runtime.model_folder import Model
+from ucseg_runtime.signatures import SIGNATURE_NAME
 from ucseg_serving.config_pbtxt import Connections, as_pbtxt, model_configs
 from ucseg_serving.repository_checks import check_repository
 from ucseg_serving.server_models import MODEL_FOLDER
@@ -132,9 +133,9 @@ def write_repository(model: Model, weights: Weights, options: ServingOptions, fo
 
 
 def model_folder_files(model: Model) -> dict[str, bytes]:
-    """Manifest, graphs and proofs, for the volume model's folder: what the Python models of the cpu target load."""
+    """What the Python models of the cpu target load from the volume model's folder: graphs, proofs and signature."""
     files = {artifact.file: model.graph(key) for key, artifact in model.manifest.artifacts.items()}
-    for name in (MANIFEST_NAME, PROOFS_NAME):
+    for name in (MANIFEST_NAME, PROOFS_NAME, SIGNATURE_NAME):
         if (model.folder / name).is_file():
             files[name] = (model.folder / name).read_bytes()
     return {f"{VOLUME_MODEL}/{MODEL_FOLDER}/{name}": content for name, content in files.items()}

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from tests.docs.documents import PAGES, commands
 
 PLAIN = "tests/docs/test_guides.py"
+PROVENANCE = "tests/docs/test_provenance_guide.py"
 SERVED = "tests/serving/test_service_guide.py"
 
 RUN_BY: Mapping[str, tuple[str, ...]] = {
     PLAIN: (
-        r"README.md: ucseg (inspect|segment(?!.*triton)|batch|plan|models|doctor)\b",
+        r"README.md: ucseg (inspect|segment(?!.*triton)|batch|plan|verify|models|doctor)\b",
         r"docs/(guide-one-study|inputs).md: ",
         r"docs/batch.md: ucseg batch (?!.*--runner)",
         r"docs/memory.md: ucseg ",
@@ -26,6 +27,7 @@ RUN_BY: Mapping[str, tuple[str, ...]] = {
         r"docs/serving.md: ucseg segment (?!.*grpcs)",
         r"docs/deploy.md: ucseg-serve verify models$",
     ),
+    PROVENANCE: (r"docs/provenance.md: ",),
     "tests/packaging/test_bare_install.py": (r"docs/install.md: ",),
     "tests/pacs/test_archive_guide.py": (r"docs/guide-archive.md: ",),
     "tests/pacs/test_guide.py": (r"docs/pacs.md: ",),

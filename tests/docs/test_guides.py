@@ -63,5 +63,5 @@ def undocumented(record: Path) -> list[str]:
     """Files beside a record, and fields of it, that the page on outputs does not name."""
     held = json.loads(record.read_text(encoding="utf-8"))
     fields = {*held, *held["measurements"][0]} - {"label", "name"}
-    names = {path.name for path in record.parent.iterdir()}
+    names = {path.name for path in record.parent.iterdir() if path.is_file()}
     return sorted(name for name in fields | names if f"`{name}`" not in PAGES["docs/outputs.md"])

@@ -25,7 +25,8 @@ def test_every_error_code_is_documented_and_none_is_made_up() -> None:
 def test_install_page_has_every_extra_and_every_variable() -> None:
     page = (ROOT / "docs" / "install.md").read_text("utf-8")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    sources = "".join(path.read_text("utf-8") for path in (ROOT / "ucseg_runtime").rglob("*.py"))
+    folders = ("ucseg_runtime", "training", "export", "serving")
+    sources = "".join(path.read_text("utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py"))
 
     assert [name for name in extras if not re.search(rf"^\| .*`{name}`.* \|", page, re.MULTILINE)] == []
     assert set(re.findall(r"`(UCSEG_[A-Z_]+)`", page)) == set(re.findall(r'"(UCSEG_[A-Z_]+)"', sources))

@@ -31,15 +31,23 @@ class TrioCheckpoint:
         net: The trio in eval mode, float32.
         step: Training steps that made it.
         model_spec: What the model is besides its weights: classes, preprocessing, tiling … as the export needs it.
+        plan: SHA-256 of the plan and the data that the weights come from, see `TrainingPlan.digest`; empty for weights
+            that no run of ucseg-train made.
     """
 
     net: DualNet
     step: int
     model_spec: dict[str, object]
+    plan: str = ""
 
 
 def save_checkpoint(
-    path: Path, state: Mapping[str, Tensor], trio: TrioConfig, step: int, model_spec: Mapping[str, object]
+    path: Path,
+    state: Mapping[str, Tensor],
+    trio: TrioConfig,
+    step: int,
+    model_spec: Mapping[str, object],
+    plan: str = "",
 ) -> None:
     """Write a trio's weights, all float32 but for counters, with its configuration in the metadata.
 
@@ -49,6 +57,7 @@ def save_checkpoint(
         trio: Sizes of the networks.
         step: Training steps that made the weights.
         model_spec: JSON-able description of the model, kept as it is.
+        plan: SHA-256 of the plan and the data of the run that made the weights.
 
     Raises:
         OutputError: The file cannot be written.
@@ -57,6 +66,7 @@ def save_checkpoint(
         "trio": json.dumps(trio.to_dict(), sort_keys=True),
         "step": str(step),
         "model_spec": json.dumps(model_spec, sort_keys=True),
+        **({"plan": plan} if plan else {}),
     }
     _write(path, state, metadata)
 
@@ -79,7 +89,7 @@ def load_checkpoint(path: Path) -> TrioCheckpoint:
     if different := differences(state, net.state_dict()):
         raise ModelError(f"the checkpoint does not fit its networks; tensors {different}.", hint=_GIVE_A_CHECKPOINT)
     net.load_state_dict(state)
-    return TrioCheckpoint(net.eval(), step, model_spec)
+    return TrioCheckpoint(net.eval(), step, model_spec, metadata.get("plan", ""))
 
 
 @dataclass(frozen=True)

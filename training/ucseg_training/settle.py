@@ -60,7 +60,7 @@ def settle(checkpoint: Path, batches: BatchSource, steps: int, folder: Path, *, 
         if (step + 1) % 50 == 0:
             _LOG.info("settling, step %d: loss fused %.3f", step + 1, np.mean(losses[-50:]))
     path = folder / SETTLED_NAME
-    save_checkpoint(path, net.state_dict(), net.config, loaded.step, loaded.model_spec)
+    save_checkpoint(path, net.state_dict(), net.config, loaded.step, loaded.model_spec, loaded.plan)
     return path
 
 

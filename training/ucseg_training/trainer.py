@@ -225,7 +225,7 @@ class Run:
         average = self._average.state_dict() if self._average is not None else {}
         chosen = self._best or average or self.net.state_dict()
         model_spec = plan.model_spec if self._best else _without_choice(plan.model_spec)
-        save_checkpoint(folder / CHECKPOINT_NAME, _on_cpu(chosen), plan.trio, self.step, model_spec)
+        save_checkpoint(folder / CHECKPOINT_NAME, _on_cpu(chosen), plan.trio, self.step, model_spec, self._digest)
         state = TrainingState(
             step=self.step,
             plan_digest=self._digest,

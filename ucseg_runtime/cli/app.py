@@ -17,6 +17,8 @@ from ucseg_runtime.cli.models import models
 from ucseg_runtime.cli.pacs import pacs_app
 from ucseg_runtime.cli.plan import plan
 from ucseg_runtime.cli.segment import segment
+from ucseg_runtime.cli.unsigned import AllowUnsignedOption
+from ucseg_runtime.cli.verify import verify
 from ucseg_runtime.version import __version__
 
 app = typer.Typer(
@@ -32,6 +34,7 @@ app.command()(plan)
 app.command()(models)
 app.command()(doctor)
 app.command()(demo)
+app.command()(verify)
 app.add_typer(pacs_app)
 
 
@@ -45,6 +48,7 @@ def _show_version(wanted: bool) -> None:
 def _root(
     context: typer.Context,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log stages and their durations.")] = False,
+    allow_unsigned: AllowUnsignedOption = False,  # noqa: ARG001  (its callback does it)
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
     ] = False,

@@ -12,7 +12,7 @@ def models(model: ModelOption = None, as_json: JsonOption = False) -> None:
         from ucseg_runtime.model_folder import available_models, load_model
 
         folders = [model] if model is not None else list(available_models().values())
-        loaded = [load_model(folder) for folder in folders]
+        loaded = [load_model(folder, whoever_made_it=True) for folder in folders]
         if as_json:
             print_json(
                 {

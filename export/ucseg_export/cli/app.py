@@ -8,6 +8,7 @@ from ucseg_export.cli.everything import everything
 from ucseg_export.cli.int8 import int8
 from ucseg_export.cli.onnx import onnx
 from ucseg_export.cli.prove import prove
+from ucseg_export.cli.sign import sign
 from ucseg_export.cli.tensorrt import tensorrt
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ app.command()(onnx)
 app.command()(prove)
 app.command()(int8)
 app.command()(tensorrt)
+app.command()(sign)
 app.command("all")(everything)
 
 

@@ -45,7 +45,7 @@ def everything(
 
         builder = load_builder()
         add_int8_graph(model, cases, tiles_per_case)
-        loaded = load_model(model)
+        loaded = load_model(model, whoever_made_it=True)
         options = BuildOptions(precision, max_batch, compute_capability)
         calibration = calibrated(loaded, options, cases, tiles_per_case)
         folder, engines = build_engines(loaded, options, builder, out or engines_folder(), calibration)

@@ -33,7 +33,7 @@ def prove(
         from ucseg_export.prove_cases import volumes_to_compare_on
         from ucseg_runtime.model_folder import load_model
 
-        loaded = load_model(model)
+        loaded = load_model(model, whoever_made_it=True)
         options = candidates(loaded, engine, precision, device)
         proofs = prove(loaded, volumes_to_compare_on(cases, loaded.manifest), options)
         write_proofs(loaded, proofs)

@@ -50,7 +50,7 @@ def tensorrt(
         from ucseg_runtime.cache import engines_folder
         from ucseg_runtime.model_folder import load_model
 
-        loaded, builder = load_model(model), load_builder()
+        loaded, builder = load_model(model, whoever_made_it=True), load_builder()
         options = BuildOptions(precision, max_batch, compute_capability, version_compatible, hardware_compatible)
         calibration = calibrated(loaded, options, cases, tiles_per_case)
         folder, engines = build_engines(loaded, options, builder, out or engines_folder(), calibration)

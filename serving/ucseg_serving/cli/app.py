@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ucseg_runtime.cli.unsigned import AllowUnsignedOption
 from ucseg_serving.cli.health import health
 from ucseg_serving.cli.local import install_local, local
 from ucseg_serving.cli.repository import repository, template, verify
@@ -23,7 +24,7 @@ app.command()(health)
 
 
 @app.callback()
-def _root() -> None:
+def _root(allow_unsigned: AllowUnsignedOption = False) -> None:  # noqa: ARG001  (its callback does it)
     """Serve models through NVIDIA Triton."""
 
 

@@ -94,7 +94,7 @@ def template(out: Annotated[Path, _OUT], model: ModelArgument = None) -> None:
         from ucseg_serving.serving_options import ServingOptions
         from ucseg_serving.weights import committed_weights
 
-        loaded = load_model(model or default_model_folder())
+        loaded = load_model(model or default_model_folder(), whoever_made_it=True)
         for path, text in repository_texts(loaded, committed_weights(loaded).served, ServingOptions()).items():
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).write_text(text, encoding="utf-8")
