@@ -268,8 +268,9 @@ _ACCESSIBILITY = """() => {
     const pair = [parts(getComputedStyle(element).color).slice(0, 3), background(element)].map(luminance);
     return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
   };
-  const texts = [...document.body.querySelectorAll('*')].filter(e =>
-    e.checkVisibility() && !["SCRIPT", "CANVAS"].includes(e.tagName) && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim()));
+  const isRead = (e) => e.checkVisibility() && !['SCRIPT', 'CANVAS'].includes(e.tagName)
+    && [...e.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+  const texts = [...document.body.querySelectorAll('*')].filter(isRead);
   const controls = [...document.querySelectorAll('input, select, button')];
   const named = [...document.querySelectorAll('img, canvas, table, section, form, fieldset')];
   const isNamed = (e) => e.alt || e.ariaLabel || e.getAttribute('aria-labelledby') || e.caption

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree.ElementTree import Element
 
 from ucseg_runtime.errors import OutputError
@@ -81,7 +81,7 @@ class Failure:
     """
 
     place: str
-    state: Literal["failed", "unsuitable", "unsettled"]
+    state: str
     code: str
     reason: str
 

@@ -118,4 +118,5 @@ def _averaged(voxels: npt.NDArray[np.generic], geometry: VolumeGeometry) -> npt.
 
 def _levels(values: npt.NDArray[np.floating]) -> UInt8Array:
     """Rounded to 0 … 255."""
-    return np.rint(np.clip(values, 0.0, _LEVELS)).astype(np.uint8)
+    levels: UInt8Array = np.rint(np.clip(values, 0.0, _LEVELS)).astype(np.uint8)
+    return levels
