@@ -2,7 +2,7 @@
 
     python -m tests.viewer.report_screenshot demo-output/report.html docs/report.png
 
-opens the report of the demo in a headless browser, switches the uncertainty on, and writes what is on the screen.
+opens the report of the demo in a headless browser, and writes what is on the screen.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.viewer.browser import open_browser
 from tests.viewer.programs import install_browser
 from tests.viewer.report_page import open_report
 
-WIDTH_PX, HEIGHT_PX = 1240, 1010
+WIDTH_PX, HEIGHT_PX = 1240, 1310
 
 
 def main(arguments: list[str]) -> None:
@@ -29,7 +29,6 @@ def main(arguments: list[str]) -> None:
         open_report(context, chosen.report.resolve()) as opened,
     ):
         opened.page.set_viewport_size({"width": WIDTH_PX, "height": HEIGHT_PX})
-        opened.layer("uncertainty", on=True)
         chosen.picture.write_bytes(opened.page.screenshot())
 
 

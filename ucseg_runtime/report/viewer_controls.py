@@ -49,12 +49,13 @@ def viewer_controls(volumes: ViewerVolumes, classes: Sequence[tuple[str, Element
             _check("crosshair", "Cross-hair", checked=True),
         ),
         *([_group("Grey values", _windows())] if volumes.modality == "CT" else []),
-        node("div", *_legend(classes), class_="legend"),
         id="controls",
         aria_label="Viewer",
     )
     here = node("output", id="here", for_="axial coronal sagittal", aria_live="polite")
-    return node("div", node("div", canvas, class_="screen"), controls, node("p", here), class_="viewer")
+    screen = node("div", canvas, class_="screen")
+    shown = node("div", screen, node("p", here), node("div", *_legend(classes), class_="legend"))
+    return node("div", shown, controls, class_="viewer")
 
 
 def _layers() -> list[Element]:
@@ -88,7 +89,7 @@ def _strength(name: str, text: str, value: float) -> Element:
 
 def _slider(name: str, text: str, count: int, value: int) -> Element:
     slider = node("input", type="range", id=name, min="1", max=str(count), step="1", value=str(value))
-    return node("label", f"{text} ", slider, " ", node("output", f"{value} of {count}", id=f"{name}-at", for_=name))
+    return node("label", f"{text} ", node("output", f"{value} of {count}", id=f"{name}-at", for_=name), slider)
 
 
 def _windows() -> Element:
@@ -102,4 +103,4 @@ def _legend(classes: Sequence[tuple[str, Element]]) -> list[Element]:
     ramp = node("linearGradient", *stops, id="ramp")
     bar = node("rect", width="120", height="12", fill="url(#ramp)", stroke="#777")
     picture = node("svg", node("defs", ramp), bar, width="120", height="12", aria_hidden="true")
-    return [segments, node("p", "Uncertainty 0 ", picture, " 1 = no evidence")]
+    return [segments, node("p", "Uncertainty 0 ", picture, " 1 = no evidence; below 0.1 it is not drawn")]

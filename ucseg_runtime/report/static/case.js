@@ -13,11 +13,11 @@ const VIEWS = {
   render: SLICE_TYPE.RENDER,
 };
 const UNCERTAINTY = {
-  R: [0, 87, 188, 249, 252],
-  G: [0, 16, 55, 142, 255],
-  B: [4, 110, 84, 9, 164],
-  A: [0, 160, 200, 230, 255],
-  I: [0, 64, 128, 191, 255],
+  R: [0, 35, 87, 188, 249, 252],
+  G: [0, 6, 16, 55, 142, 255],
+  B: [4, 46, 110, 84, 9, 164],
+  A: [0, 0, 60, 130, 190, 255], // below 0.1 nothing is drawn, or the image could not be seen
+  I: [0, 25, 64, 128, 191, 255],
 };
 
 class CaseViewer {
