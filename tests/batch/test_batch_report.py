@@ -45,7 +45,7 @@ def run(*arguments: object) -> Result:
 def cases(page: bytes) -> list[str]:
     """Folders of the cases that have a report, in the order of the page."""
     links = [link for link in ParsedPage(page).attributes("a", "href") if link.endswith(PAGE)]
-    return list(dict.fromkeys(link.removesuffix(f"/{PAGE}") for link in links))
+    return list(dict.fromkeys(link.removeprefix("./").removesuffix(f"/{PAGE}") for link in links))
 
 
 def change_record(folder: Path, changes: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pydicom.dataset import FileDataset
 from typer.testing import CliRunner, Result
 
 from tests.model_phantom import ModelPhantom
+from tests.nifti_images import write_image
 from tests.phantoms import PHI_CANARIES, CtPhantom, write_ct_series
 from tests.proof_phantom import proven
 from tests.report_phantom import ParsedPage
@@ -82,6 +83,16 @@ def test_same_run_writes_the_same_report(out: Path, study: Path, model: Path, tm
     assert again.exit_code == 0, again.output
     assert (tmp_path / "out" / PAGE).read_bytes() == (out / PAGE).read_bytes()
     assert (tmp_path / "out" / RECORD).read_bytes() == (out / RECORD).read_bytes()
+
+
+def test_image_without_a_study_has_a_report_too(model: Path, tmp_path: Path) -> None:
+    image = write_image(tmp_path / "image.nii.gz", PHANTOM)
+
+    result = run("segment", image, "--out", tmp_path / "out", "--model", model, "--report")
+
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    assert record["image_sha256"] in ParsedPage((tmp_path / "out" / PAGE).read_bytes()).text
 
 
 def test_without_the_option_there_is_none(study: Path, model: Path, tmp_path: Path) -> None:

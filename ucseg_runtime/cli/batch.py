@@ -193,6 +193,8 @@ def batch(
                     if report or is_index(out / INDEX):
                         write_index(out)
         _show_outcomes(outcomes, index, out, as_json)
+        if report and not as_json:
+            typer.echo(f"Open in a browser: {out / INDEX}")
         if index.unreadable or any(outcome.state == "failed" for outcome in outcomes):
             raise typer.Exit(EXIT_SOME_FAILED)
 

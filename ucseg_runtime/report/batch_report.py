@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree.ElementTree import Element
 
 from ucseg_runtime.errors import OutputError
@@ -36,14 +37,12 @@ class Case:
     Attributes:
         place: Its folder, from that of the results on: study and series.
         record: What its record says.
-        has_page: Whether there is a report of it.
-        has_preview: Whether there is a small picture.
+        page: Link to its report; empty where there is none.
     """
 
     place: str
     record: Mapping[str, Any]  # parsed JSON
-    has_page: bool
-    has_preview: bool
+    page: str
 
     @property
     def decision(self) -> Mapping[str, Any] | None:
@@ -155,13 +154,12 @@ def _cases(out: Path) -> Iterator[Case]:
     for path in sorted(out.glob(f"*/*/{RECORD}")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue  # not whole: the next run segments the series again
-        if not isinstance(record, dict) or "measurements" not in record:
-            continue
-        folder = path.parent
-        has_preview = (folder / THUMBNAIL).is_file()
-        yield Case(folder.relative_to(out).as_posix(), record, (folder / PAGE).is_file(), has_preview)
+        except (ValueError, FileNotFoundError):
+            continue  # not whole, or being replaced: whoever segments the series makes the page anew
+        if isinstance(record, dict) and {"measurements", "notes"} <= record.keys():
+            place = path.parent.relative_to(out).as_posix()
+            page = f"./{quote(place)}/{PAGE}" if (path.parent / PAGE).is_file() else ""
+            yield Case(place, record, page)
 
 
 def _failures(out: Path) -> Iterator[Failure]:
@@ -170,10 +168,10 @@ def _failures(out: Path) -> Iterator[Failure]:
         written_ns = table_path.stat().st_mtime_ns
         with table_path.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
-                place = f"{row['study']}/{row['series']}"
+                place = f"{row.get('study')}/{row.get('series')}"
                 record = out / place / RECORD
                 if not record.is_file() or record.stat().st_mtime_ns <= written_ns:
-                    yield Failure(place, row["state"], row["code"], row["reason"])
+                    yield Failure(place, *(row.get(name) or "" for name in ("state", "code", "reason")))
 
 
 def _counts(cases: Sequence[Case], failed: Sequence[Failure], others: Sequence[Failure]) -> list[tuple[str, Content]]:
@@ -199,7 +197,7 @@ def _case_section(out: Path, cases: Sequence[Case]) -> Element:
     header: list[Content] = ["Picture", "Case", "Mean uncertainty", "Segments", "Notes"]
     if decided:
         header[2:2] = ["Decision", "Score", "Reasons"]
-    rows = (_row(out, item, decided, rank < MOST_PREVIEWS) for rank, item in enumerate(cases))
+    rows = (_row(item, _preview(out, item) if rank < MOST_PREVIEWS else [], decided) for rank, item in enumerate(cases))
     order = "by decision, then by score; without a decision by mean uncertainty" if decided else "by mean uncertainty"
     said = [node("p", f"Those that need a look come first, {order}.", class_="note")]
     if len(cases) > MOST_PREVIEWS:
@@ -214,13 +212,18 @@ def _case_section(out: Path, cases: Sequence[Case]) -> Element:
     )
 
 
-def _row(out: Path, case: Case, decided: bool, with_preview: bool) -> list[Element]:
-    preview: list[Content] = []
-    if with_preview and case.has_preview:
-        shown = picture((out / case.place / THUMBNAIL).read_bytes(), f"Axial slice of {case.place}, segments outlined")
-        # The case's name beside it is a link to the same page: one stop of the keyboard is enough.
-        preview = [node("a", shown, href=f"{case.place}/{PAGE}", tabindex="-1") if case.has_page else shown]
-    name = node("a", case.place, href=f"{case.place}/{PAGE}") if case.has_page else node("span", case.place)
+def _preview(out: Path, case: Case) -> list[Element]:
+    try:
+        png = (out / case.place / THUMBNAIL).read_bytes()
+    except FileNotFoundError:
+        return []
+    shown = picture(png, f"Axial slice of {case.place}, segments outlined")
+    # The case's name beside it is a link to the same page: one stop of the keyboard is enough.
+    return [node("a", shown, href=case.page, tabindex="-1") if case.page else shown]
+
+
+def _row(case: Case, preview: Sequence[Element], decided: bool) -> list[Element]:
+    name = node("a", case.place, href=case.page) if case.page else node("span", case.place)
     decision = _decision(case.decision) if decided else []
     return [
         node("td", *preview),
