@@ -13,16 +13,20 @@ from playwright.sync_api import BrowserContext
 
 from tests import results
 from tests.phantoms import BODY_HU
-from tests.report_phantom import DECISION, PHANTOM, model, report
+from tests.report_phantom import DECISION, PHANTOM, model, record, report, segmentation
 from tests.viewer.browser import open_browser
 from tests.viewer.programs import BrowserPrograms
 from tests.viewer.report_page import ReportPage, Shot, fitted, open_report
+from ucseg_runtime.json_text import json_text
+from ucseg_runtime.publish import PAGE, RECORD, THUMBNAIL
+from ucseg_runtime.report.batch_report import INDEX, write_index
 from ucseg_runtime.upright import SOFT_TISSUE_HU
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 HOSTILE = "</script><script>window.owned = 1</script><img src=x onerror='window.owned = 1'>"
 SPLEEN = 2
+PNG = bytes(cv2.imencode(".png", np.zeros((4, 4, 3), dtype=np.uint8))[1])
 COLOURS = {item.label: np.array(item.colour_rgb) for item in results.CLASSES}
 
 Plane = npt.NDArray[np.float32]
@@ -207,6 +211,34 @@ def test_script_in_a_text_does_nothing(context: BrowserContext, tmp_path: Path) 
         assert page.page.evaluate("() => window.owned") is None
         assert page.complaints == []
         assert HOSTILE in page.page.locator("#notes").inner_text()
+
+
+def test_page_of_a_batch_leads_to_its_cases(context: BrowserContext, path: Path, tmp_path: Path) -> None:
+    for number, outcome in enumerate(("accept", "review")):
+        case = tmp_path / "study" / f"series #{number}"
+        case.mkdir(parents=True)
+        (case / PAGE).write_bytes(path.read_bytes())
+        decision = {**DECISION, "outcome": outcome}
+        (case / RECORD).write_text(json_text(record(segmentation(), decision=decision)))
+        (case / THUMBNAIL).write_bytes(PNG)
+    (tmp_path / "failures.csv").write_text(f"study,series,state,code,reason\nstudy,x,failed,UCSEG-E106,{HOSTILE}\n")
+
+    with context.new_page() as page:
+        requests: list[str] = []
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(write_index(tmp_path).as_uri())
+        said = page.evaluate(_ACCESSIBILITY)
+        first = page.locator(".cases tbody tr").first
+        assert "review" in first.inner_text()
+        assert page.locator(".failed").inner_text().count("UCSEG-E106") == 1
+        assert page.evaluate("() => window.owned") is None
+        assert first.locator("img").evaluate("image => image.naturalWidth") == 4
+        first.get_by_role("link", name="study/series #1", exact=True).press("Enter")
+        page.wait_for_selector("#segments table")
+
+    assert (said["lang"], said["unnamed"], said["faint"]) == ("en", [], [])
+    pages = [tmp_path / INDEX, tmp_path / "study" / "series #1" / PAGE]
+    assert [url for url in requests if not url.startswith("data:")] == [item.as_uri() for item in pages]
 
 
 def show(opened: ReportPage, plane: str, *, labels: bool) -> None:
