@@ -22,7 +22,7 @@ class Picture:
 
     Attributes:
         png: The file.
-        title: Which plane.
+        title: Which plane; counted as the sliders of the viewer do, on the image's own grid.
     """
 
     png: bytes
@@ -38,12 +38,12 @@ def three_planes(shown: Upright, classes: tuple[SegmentClass, ...]) -> tuple[Pic
         OutputError: A picture cannot be encoded.
     """
     z, y, x = fullest_planes(shown.labels)
-    planes = ((shown.axial(z), "Axial", z), (shown.coronal(y), "Coronal", y), (shown.sagittal(x), "Sagittal", x))
-    axial, coronal, sagittal = (
-        Picture(_png(_both(view, classes)), f"{name}, slice {index + 1} of {side}")
-        for (view, name, index), side in zip(planes, shown.geometry.shape, strict=True)
+    slices, rows, columns = shown.geometry.shape
+    return (
+        Picture(_png(_both(shown.axial(z), classes)), f"Axial, slice {z + 1} of {slices} from the feet"),
+        Picture(_png(_both(shown.coronal(y), classes)), f"Coronal, slice {rows - y} of {rows} from the back"),
+        Picture(_png(_both(shown.sagittal(x), classes)), f"Sagittal, slice {columns - x} of {columns} from the left"),
     )
-    return axial, coronal, sagittal
 
 
 def preview_png(shown: Upright, classes: tuple[SegmentClass, ...]) -> bytes:
