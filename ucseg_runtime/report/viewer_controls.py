@@ -89,7 +89,8 @@ def _strength(name: str, text: str, value: float) -> Element:
 
 def _slider(name: str, text: str, count: int, value: int) -> Element:
     slider = node("input", type="range", id=name, min="1", max=str(count), step="1", value=str(value))
-    return node("label", f"{text} ", node("output", f"{value} of {count}", id=f"{name}-at", for_=name), slider)
+    at = node("output", f"{value} of {count}", id=f"{name}-at", for_=name)
+    return node("label", f"{text} ", at, slider, for_=name)  # or the label would be that of the output, which is first
 
 
 def _windows() -> Element:
