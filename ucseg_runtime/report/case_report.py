@@ -5,7 +5,6 @@ Everything that is said of the run is taken from its record, so that page and re
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,13 +25,13 @@ from ucseg_runtime.report.page import (
     table,
 )
 from ucseg_runtime.report.pictures import Picture, preview_png, three_planes
-from ucseg_runtime.report.viewer_controls import viewer_controls
+from ucseg_runtime.report.viewer_controls import viewer_controls, viewer_data
 from ucseg_runtime.report.viewer_volumes import CT_STEP_HU, ViewerVolumes, viewer_volumes
 from ucseg_runtime.segmentation import Segmentation
 from ucseg_runtime.upright import upright
 from ucseg_runtime.volume import Volume
 
-Record = Mapping[str, Any]  # parsed JSON, or what becomes it
+Record = Mapping[str, Any]  # what becomes JSON
 
 _OUTCOMES = {"accept": "Accept", "review": "Review", "reject": "Reject"}
 
@@ -105,7 +104,7 @@ def case_report(record: Record, outputs: Mapping[str, Mapping[str, object]], par
             _provenance(record, outputs),
             _about(parts.volumes),
         ),
-        data_block("viewer-data", _viewer_data(parts)),
+        data_block("viewer-data", viewer_data(parts.volumes, parts.model.classes)),
     ]
     script = f"{page_text(LIBRARY)}\n{{\n{page_text('case.js')}}}\n"  # in a block, so that no two names meet
     return document(f"Segmentation report: {parts.source}", body, page_text("page.css"), script)
@@ -325,20 +324,3 @@ def _about(volumes: ViewerVolumes) -> Element:
         node("p", says),
         node("details", node("summary", "Licences of the viewer (NiiVue 0.69.0)"), licences),
     )
-
-
-def _viewer_data(parts: ReportParts) -> dict[str, object]:
-    volumes = parts.volumes
-    z, y, x = volumes.geometry.shape
-    return {
-        "image": base64.b64encode(volumes.image).decode(),
-        "labels": base64.b64encode(volumes.labels).decode(),
-        "uncertainty": base64.b64encode(volumes.uncertainty).decode(),
-        "shape": [x, y, z],
-        "focus": list(reversed(volumes.focus)),
-        "isCt": volumes.modality == "CT",
-        "window": list(volumes.window),
-        "classes": [
-            {"label": item.label, "name": item.name, "colour": list(item.colour_rgb)} for item in parts.model.classes
-        ],
-    }

@@ -1,10 +1,12 @@
-"""Canvas and controls of the page's viewer; ``case.js`` makes them work. All are plain form elements with labels."""
+"""Canvas, controls and data of the page's viewer; ``case.js`` makes them work. Every control has a label."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
+from ucseg_runtime.manifest import SegmentClass
 from ucseg_runtime.report.page import node
 from ucseg_runtime.report.viewer_volumes import ViewerVolumes
 
@@ -56,6 +58,24 @@ def viewer_controls(volumes: ViewerVolumes, classes: Sequence[tuple[str, Element
     screen = node("div", canvas, class_="screen")
     shown = node("div", screen, node("p", here), node("div", *_legend(classes), class_="legend"))
     return node("div", shown, controls, class_="viewer")
+
+
+def viewer_data(volumes: ViewerVolumes, classes: Sequence[SegmentClass]) -> dict[str, object]:
+    """What ``case.js`` reads: the volumes in base64, and what has to be known to draw them; axes in the order x, y, z.
+
+    Args:
+        volumes: What is shown.
+        classes: Of the segments.
+    """
+    return {
+        "image": base64.b64encode(volumes.image).decode(),
+        "labels": base64.b64encode(volumes.labels).decode(),
+        "uncertainty": base64.b64encode(volumes.uncertainty).decode(),
+        "shape": list(reversed(volumes.geometry.shape)),
+        "isCt": volumes.modality == "CT",
+        "window": list(volumes.window),
+        "classes": [{"label": item.label, "name": item.name, "colour": list(item.colour_rgb)} for item in classes],
+    }
 
 
 def _layers() -> list[Element]:
