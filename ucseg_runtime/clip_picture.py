@@ -16,7 +16,6 @@ from ucseg_runtime.montage import (
     INK,
     PANEL,
     Colour,
-    View,
     bgr,
     block,
     colour_bar,
@@ -26,6 +25,7 @@ from ucseg_runtime.montage import (
     write_text,
 )
 from ucseg_runtime.timeline import Timeline
+from ucseg_runtime.upright import View
 
 SHOWN_FRAMES = 5
 

@@ -20,7 +20,7 @@ Compression = Literal["none", "rle", "jpeg2000", "jpeg-ls"]
 CompressionChoice = Literal["auto", Compression]
 EmptyFrames = Literal["omit", "keep"]
 UncertaintyType = Literal["pm", "seg"]
-ExtraFormat = Literal["nifti", "nrrd", "rtstruct", "preview"]
+ExtraFormat = Literal["nifti", "nrrd", "rtstruct", "preview", "report"]
 ViewerName = Literal["any", "ohif", "slicer", "weasis", "legacy-pacs"]
 
 SEG_COMPRESSIONS: Mapping[SegType, tuple[Compression, ...]] = MappingProxyType(

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import EllipsisType
 from typing import TypeAlias
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from ucseg_runtime.arrays import BoolArray, Float32Array, UInt8Array
+from ucseg_runtime.arrays import BoolArray, UInt8Array
 from ucseg_runtime.errors import OutputError
 from ucseg_runtime.manifest import SegmentClass
-from ucseg_runtime.preprocess import orientation_to_lps
 from ucseg_runtime.segmentation import Segmentation
+from ucseg_runtime.upright import View, fullest, some_mask, upright
 from ucseg_runtime.volume import Volume
 
 AXIAL_VIEWS = 6
-SOFT_TISSUE_HU = (-160.0, 240.0)
 
 Colour: TypeAlias = tuple[int, int, int]
 """Blue, green, red, as OpenCV has them."""
@@ -35,25 +32,6 @@ _WHITE: Colour = (255, 255, 255)
 INK: Colour = (225, 225, 225)
 FAINT: Colour = (140, 140, 140)
 PANEL: Colour = (28, 28, 28)
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """One plane through the patient as it is looked at.
-
-    Attributes:
-        image: uint8, shape (rows, columns), windowed; or (rows, columns, 3), blue-green-red.
-        labels: uint8, same shape.
-        uncertainty: float32, same shape, in [0, 1].
-        pixel_mm: Height and width of a pixel.
-        sides: Letters of the left and of the right border, or other short texts.
-    """
-
-    image: UInt8Array
-    labels: UInt8Array
-    uncertainty: Float32Array
-    pixel_mm: tuple[float, float]
-    sides: tuple[str, str]
 
 
 def montage_png(volume: Volume, segmentation: Segmentation) -> bytes:
@@ -95,24 +73,9 @@ def bgr(item: SegmentClass) -> Colour:
 
 def _views(volume: Volume, segmentation: Segmentation) -> list[View]:
     """Axial views from the feet up, then the coronal and the sagittal plane with most voxels of any segment."""
-    geometry = volume.geometry
-    orientation = orientation_to_lps(geometry.direction)
-    arrays = [orientation.apply(a) for a in (volume.voxels, segmentation.label_map, segmentation.uncertainty)]
-    dz, dy, dx = orientation.apply_to_geometry(geometry).spacing_mm
-    window = _window(volume)
-
-    def view(
-        key: tuple[int | slice | EllipsisType, ...], pixel_mm: tuple[float, float], sides: tuple[str, str]
-    ) -> View:
-        voxels, labels, uncertainty = (np.ascontiguousarray(array[key]) for array in arrays)
-        return View(_windowed(voxels, window), labels, uncertainty, pixel_mm, sides)
-
-    slices, y, x = _chosen_planes(arrays[1])
-    head_up = slice(None, None, -1)
-    axial = [view((z, ...), (dy, dx), ("R", "L")) for z in slices]
-    coronal = view((head_up, y, ...), (dz, dx), ("R", "L"))
-    sagittal = view((head_up, ..., x), (dz, dy), ("A", "P"))
-    return [*axial, coronal, sagittal]
+    shown = upright(volume, segmentation)
+    slices, y, x = _chosen_planes(shown.labels)
+    return [*(shown.axial(z) for z in slices), shown.coronal(y), shown.sagittal(x)]
 
 
 def _chosen_planes(labels: npt.NDArray[np.generic]) -> tuple[list[int], int, int]:
@@ -121,34 +84,12 @@ def _chosen_planes(labels: npt.NDArray[np.generic]) -> tuple[list[int], int, int
     The whole volume counts where nothing was found. Every second voxel along each axis is looked at, which is enough
     to choose.
     """
-    mask: BoolArray = labels[::2, ::2, ::2] != 0
-    if not mask.any():
-        mask = np.ones_like(mask)
+    mask = some_mask(labels)
     occupied = 2 * np.flatnonzero(mask.any(axis=(1, 2)))
     first, last = int(occupied[0]), int(occupied[-1])
     steps = (np.arange(AXIAL_VIEWS) + 0.5) / AXIAL_VIEWS
     slices = [round(first + step * (last - first)) for step in steps.tolist()]
-    return slices, _fullest(mask.sum(axis=(0, 2))), _fullest(mask.sum(axis=(0, 1)))
-
-
-def _fullest(counts: npt.NDArray[np.integer]) -> int:
-    """Full-grid index of the largest count; the middle one of equals."""
-    largest = np.flatnonzero(counts == counts.max())
-    return 2 * int(largest[len(largest) // 2])
-
-
-def _window(volume: Volume) -> tuple[float, float]:
-    """Modality values shown black and white."""
-    if volume.modality == "CT":
-        return SOFT_TISSUE_HU
-    low, high = np.percentile(volume.voxels[::2, ::4, ::4], (1.0, 99.0))
-    return float(low), max(float(high), float(low) + 1.0)
-
-
-def _windowed(voxels: npt.NDArray[np.generic], window: tuple[float, float]) -> UInt8Array:
-    low, high = window
-    levels = (voxels.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
-    return np.asarray(np.clip(levels, 0.0, 255.0), dtype=np.uint8)
+    return slices, fullest(mask.sum(axis=(0, 2))), fullest(mask.sum(axis=(0, 1)))
 
 
 def _heat(uncertainty: npt.NDArray[np.generic]) -> UInt8Array:

@@ -29,6 +29,8 @@ REPORT = "report.dcm"
 MONTAGE = "montage.png"
 STRUCTURES = "structures.dcm"
 PREVIEW = "preview.dcm"
+PAGE = "report.html"
+THUMBNAIL = "thumbnail.png"
 TIMELINE = "timeline.csv"
 LABELS_NIFTI = "labels.nii.gz"
 UNCERTAINTY_NIFTI = "uncertainty.nii.gz"
@@ -37,7 +39,7 @@ UNCERTAINTY_NRRD = "uncertainty.nrrd"
 RECORD = "record.json"
 
 RESULT_NAMES = (
-    *(SEGMENTATION, UNCERTAINTY, REPORT, STRUCTURES, MONTAGE, PREVIEW, TIMELINE),
+    *(SEGMENTATION, UNCERTAINTY, REPORT, STRUCTURES, MONTAGE, PREVIEW, TIMELINE, PAGE, THUMBNAIL),
     *(LABELS_NIFTI, UNCERTAINTY_NIFTI, LABELS_NRRD, UNCERTAINTY_NRRD),
     RECORD,
 )
@@ -46,6 +48,7 @@ RESULT_NAMES = (
 _STAGING_PREFIX = ".ucseg-staging-"
 _ASIDE = "old"
 _HEADERS_BYTES = 20_000_000
+_PAGE_BYTES = 25_000_000
 
 
 def check_output_folder(folder: Path, overwrite: bool, needed_bytes: int = 0) -> None:
@@ -81,7 +84,8 @@ def space_needed(shape: tuple[int, int, int], classes: int, outputs: OutputOptio
     """
     bytes_per_voxel = {"binary": classes / 8, "labelmap": 1, "fractional": classes}[outputs.seg_type] + 2
     bytes_per_voxel += 3 * len(outputs.extras & {"nifti", "nrrd"}) + ("rtstruct" in outputs.extras)
-    return int(1.5 * (math.prod(shape) * bytes_per_voxel + _HEADERS_BYTES))
+    page_bytes = _PAGE_BYTES * ("report" in outputs.extras)
+    return int(1.5 * (math.prod(shape) * bytes_per_voxel + _HEADERS_BYTES + page_bytes))
 
 
 @contextmanager
@@ -125,6 +129,11 @@ class Staging:
             raise ValueError(f"{name} is not the name of a result")
         return self._hidden / name
 
+    def fingerprints(self) -> dict[str, dict[str, str | int]]:
+        """Digest and size of everything that was written so far, by name, in the order of publication."""
+        names = [name for name in RESULT_NAMES if (self._hidden / name).is_file()]
+        return {name: _fingerprint(self._hidden / name) for name in names}
+
     def publish(self, record: Mapping[str, object]) -> tuple[str, ...]:
         """Move everything that was written to the output folder, with a record of it; or change nothing.
 
@@ -141,12 +150,13 @@ class Staging:
             OutputError: The operating system failed; the folder is as it was.
         """
         with reported_as_output_error():
-            names = [name for name in RESULT_NAMES if (self._hidden / name).is_file()]
-            self._write_record({**record, "outputs": {name: _fingerprint(self._hidden / name) for name in names}})
+            fingerprints = self.fingerprints()
+            names = list(fingerprints)
+            self._write_record({**record, "outputs": fingerprints})
             for name in (*names, RECORD):
                 os.chmod(self._hidden / name, 0o600)
                 synchronise(self._hidden / name)
-            with _locked(self._folder):
+            with locked(self._folder):
                 _check_names(self._folder, self._overwrite)
                 _swap(self._folder, self._hidden, names)
         return (*names, RECORD)
@@ -245,9 +255,9 @@ def _staging_folder(folder: Path) -> Iterator[Path]:
     hidden = folder / f"{_STAGING_PREFIX}{secrets.token_hex(8)}"
     with ExitStack() as stack:
         try:  # before the folder is made: a signal can come at any time
-            with _locked(folder):  # or a sweep could take the new folder for an abandoned one before it is locked
+            with locked(folder):  # or a sweep could take the new folder for an abandoned one before it is locked
                 hidden.mkdir(mode=0o700)
-                stack.enter_context(_locked(hidden))
+                stack.enter_context(locked(hidden))
             yield hidden
         finally:
             if hidden.is_dir():
@@ -258,11 +268,11 @@ def _sweep(folder: Path) -> None:
     """Undo and remove what runs left behind that are gone: their locks went with them."""
     if not folder.is_dir():
         return
-    with _locked(folder):
+    with locked(folder):
         for hidden in folder.glob(f"{_STAGING_PREFIX}*"):
             with ExitStack() as stack:
                 try:
-                    stack.enter_context(_locked(hidden, wait=False))
+                    stack.enter_context(locked(hidden, wait=False))
                 except (BlockingIOError, FileNotFoundError):
                     continue  # in use, or removed by its run since it was listed
                 if hidden.is_dir():  # its run may have removed it and gone between opening and locking
@@ -271,8 +281,8 @@ def _sweep(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a folder; where it is taken, wait or raise BlockingIOError."""
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a folder, which ends with the process; where it is taken, wait or raise BlockingIOError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -29,7 +29,16 @@ from ucseg_runtime.model_folder import Model
 from ucseg_runtime.montage import montage_png
 from ucseg_runtime.nifti_input import NiftiImage, read_image
 from ucseg_runtime.pipeline import Progress, segment_volume
-from ucseg_runtime.publish import check_output_folder, space_needed, staged_results
+from ucseg_runtime.publish import (
+    PAGE,
+    THUMBNAIL,
+    Staging,
+    check_output_folder,
+    space_needed,
+    staged_results,
+)
+from ucseg_runtime.report.case_report import ReportParts, case_report, report_parts
+from ucseg_runtime.safe_files import write_checked
 from ucseg_runtime.segmentation import EngineInfo, Segmentation, SegmentMeasurement, measure, on_slices, ready_to_write
 from ucseg_runtime.series_outputs import SeriesOutputs, chosen_outputs, require_packages, write_objects
 from ucseg_runtime.slice_stack import SliceStack, straight_grid
@@ -115,6 +124,7 @@ class InferredSeries:
         on_slices: The same on the slices as they were acquired; the same object where they lie on that grid.
         measurements: One per class.
         picture: A PNG.
+        report: For the page; None where none is written.
         identity: Everything but the images that decides what the outputs hold.
         engine_reason: Why this engine and precision were chosen.
         tiles: Number of tiles that the network saw.
@@ -128,6 +138,7 @@ class InferredSeries:
     on_slices: Segmentation
     measurements: tuple[SegmentMeasurement, ...]
     picture: bytes
+    report: ReportParts | None
     identity: RunIdentity
     engine_reason: str
     tiles: int
@@ -197,12 +208,16 @@ def infer_series(
         grid = grid_of(read.found)
         straight = ready_to_write(segmentation)  # first: what cannot be stored cannot be measured
         measurements, picture = measure(segmentation), montage_png(read.volume, segmentation)
+        report = None
+        if "report" in outputs.extras:
+            report = report_parts(read.volume, segmentation, model.manifest, read.found.name)
         return InferredSeries(
             found=read.found,
             sources=read.sources,
             input_sha256=read.input_sha256,
             measurements=measurements,
             picture=picture,
+            report=report,
             segmentation=straight,
             on_slices=on_slices(segmentation, grid) if isinstance(grid, SliceStack) else straight,
             identity=run_identity(model, network.info.engine, inference, outputs),
@@ -230,7 +245,10 @@ def write_series(
     needed_bytes = space_needed(segmentation.geometry.shape, len(segmentation.classes), outputs)
     with inferred.times.stage("write"), staged_results(folder, outputs.overwrite, needed_bytes) as staging:
         notes = write_objects(staging, _outputs_of(inferred), outputs)
-        files = staging.publish(_record(inferred, inference, outputs, notes))
+        record = _record(inferred, inference, outputs, notes)
+        if inferred.report is not None:
+            _write_report(staging, record, inferred.report)
+        files = staging.publish(record)
     return SeriesResult(
         folder=folder,
         files=files,
@@ -301,6 +319,12 @@ def _require_dicom_for(outputs: OutputOptions, found: Found) -> None:
             hint="Leave --rtstruct and --preview out, or give the DICOM series.",
             code="UCSEG-E121",
         )
+
+
+def _write_report(staging: Staging, record: Mapping[str, object], parts: ReportParts) -> None:
+    """The page, which holds the digests of everything that was written before it, and the small picture for lists."""
+    write_checked(staging.path(PAGE), case_report(record, staging.fingerprints(), parts))
+    write_checked(staging.path(THUMBNAIL), parts.preview_png)
 
 
 def _outputs_of(inferred: InferredSeries) -> SeriesOutputs:

@@ -121,7 +121,7 @@ def test_a_run_leaves_patient_data_in_the_shared_attributes_of_its_objects_alone
 ) -> None:
     caplog.set_level(logging.DEBUG)
     out = tmp_path / "out"
-    said, status = said_by("segment", study, "--out", out, "--model", model, "--nifti", "--json")
+    said, status = said_by("segment", study, "--out", out, "--model", model, "--nifti", "--report", "--json")
 
     assert status == 0, said
     assert not tokens_in(said + caplog.text)

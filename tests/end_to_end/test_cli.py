@@ -23,7 +23,7 @@ from ucseg_runtime.cli.reporting import print_table
 from ucseg_runtime.publish import RESULT_NAMES, TIMELINE
 from ucseg_runtime.selftest import SelfTestResult
 
-EXTRAS = ("--rtstruct", "--nifti", "--nrrd", "--preview")
+EXTRAS = ("--rtstruct", "--nifti", "--nrrd", "--preview", "--report")
 PHANTOM = CtPhantom(shape=(20, 40, 48))
 
 

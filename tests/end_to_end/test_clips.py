@@ -209,6 +209,7 @@ def test_secondary_capture_of_another_modality_is_taken_when_it_is_named(
     [
         ("fractional", OutputOptions(SegEncoding("fractional")), "fractions"),
         ("nifti", OutputOptions(extras=frozenset({"nifti"})), "nifti"),
+        ("report", OutputOptions(extras=frozenset({"report"})), "report"),
     ],
 )
 def test_what_frames_cannot_have_is_refused(

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ucseg_runtime.cli.app import app
-from ucseg_runtime.publish import MONTAGE, RECORD, REPORT, SEGMENTATION, UNCERTAINTY
+from ucseg_runtime.publish import MONTAGE, PAGE, RECORD, REPORT, SEGMENTATION, THUMBNAIL, UNCERTAINTY
 
 pytestmark = pytest.mark.real_data
 
@@ -26,7 +26,11 @@ def demo_output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_demo_leaves_all_results(demo_output: Path) -> None:
     names = {path.name for path in demo_output.iterdir()}
-    assert names == {SEGMENTATION, UNCERTAINTY, REPORT, MONTAGE, RECORD}
+    assert names == {SEGMENTATION, UNCERTAINTY, REPORT, MONTAGE, RECORD, PAGE, THUMBNAIL}
+
+
+def test_demo_report_can_be_sent_by_mail(demo_output: Path) -> None:
+    assert (demo_output / PAGE).stat().st_size <= 20_000_000
 
 
 def test_demo_finds_litres_of_lung(demo_output: Path) -> None:

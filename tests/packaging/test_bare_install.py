@@ -12,6 +12,7 @@ import pytest
 
 from tests.docs.documents import shell_blocks
 from tests.phantoms import CtPhantom, write_ct_series
+from ucseg_runtime.report.page import LIBRARY, LIBRARY_LICENCES
 
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT_EVERYTHING = """
@@ -58,6 +59,7 @@ def test_wheel_holds_four_packages_and_the_models(wheel: Path) -> None:
     assert top == {"ucseg_runtime", "ucseg_export", "ucseg_serving", "ucseg_training"}
     assert "ucseg_runtime/models/torso-ct-demo/manifest.json" in names
     assert "ucseg_runtime/selftest_model/merged.onnx" in names
+    assert {f"ucseg_runtime/report/static/{name}" for name in (LIBRARY, LIBRARY_LICENCES)} <= {*names}
 
 
 def test_base_install_has_no_torch(python: Path) -> None:
@@ -73,10 +75,11 @@ def test_segment_runs_the_demo_model_without_torch(python: Path, tmp_path: Path)
     write_ct_series(tmp_path / "study", CtPhantom())
     command = python.with_name("ucseg")
 
-    finished = run(command, "segment", tmp_path / "study", "--out", tmp_path / "out", "--json")
+    finished = run(command, "segment", tmp_path / "study", "--out", tmp_path / "out", "--report", "--json")
 
     assert finished.returncode == 0, finished.stderr
     assert len(json.loads(finished.stdout)["measurements"]) == 5
+    assert (tmp_path / "out" / "report.html").is_file()
 
 
 def test_missing_extra_is_named(python: Path, tmp_path: Path) -> None:

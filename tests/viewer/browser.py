@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from playwright.sync_api import BrowserContext, sync_playwright
 
 from tests.processes import LOOPBACK
-from tests.viewer.programs import ViewerPrograms
+from tests.viewer.programs import BrowserPrograms
 
 _ARGUMENTS = (
     "--use-angle=swiftshader",
@@ -23,7 +23,7 @@ _ARGUMENTS = (
 
 
 @contextmanager
-def open_browser(programs: ViewerPrograms, *, offline: bool = False) -> Iterator[BrowserContext]:
+def open_browser(programs: BrowserPrograms, *, offline: bool = False) -> Iterator[BrowserContext]:
     """Start a browser with an empty profile, and end it with all of its processes at the end of the block.
 
     An event loop of Playwright runs in this thread as long as the block does, so nothing in it can use asyncio.

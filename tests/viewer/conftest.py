@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.debian import ProgramsUnreachableError
-from tests.viewer.programs import ViewerPrograms, install_programs
+from tests.viewer.programs import BrowserPrograms, ViewerPrograms, install_browser, install_programs
 from tests.viewer.viewing import Viewer, open_viewer
 
 collect_ignore = [] if os.environ.get("UCSEG_TEST_LONG") else ["test_ohif_in_full.py"]
@@ -21,6 +21,15 @@ def viewer_programs() -> ViewerPrograms:
         return install_programs()
     except ProgramsUnreachableError as error:
         pytest.skip(f"not run, because the viewer cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def browser_programs() -> BrowserPrograms:
+    """The browser alone."""
+    try:
+        return install_browser()
+    except ProgramsUnreachableError as error:
+        pytest.skip(f"not run, because the browser cannot be fetched: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,17 @@ OHIF_SHA256 = "b189d3963bfc58e9394a9db8c7be75d07beb029ec211dbb126d47b62969dd3f1"
 
 
 @dataclass(frozen=True)
-class ViewerPrograms(OrthancPrograms):
+class BrowserPrograms(OrthancPrograms):
+    """A browser, and an archive."""
+
+    @property
+    def chromium(self) -> Path:
+        """Browser without windows."""
+        return self.file("usr/lib/chromium/chromium-headless-shell")
+
+
+@dataclass(frozen=True)
+class ViewerPrograms(BrowserPrograms):
     """What is needed to look at DICOM in a browser.
 
     Attributes:
@@ -31,46 +41,52 @@ class ViewerPrograms(OrthancPrograms):
 
     ohif: Path
 
-    @property
-    def chromium(self) -> Path:
-        """Browser without windows."""
-        return self.file("usr/lib/chromium/chromium-headless-shell")
+
+def install_browser() -> BrowserPrograms:
+    """Fetch and unpack what is not in the cache yet.
+
+    Raises:
+        ProgramsUnreachableError: apt is missing, or could not fetch a package.
+    """
+    return BrowserPrograms(unpacked=unpacked_debian_packages(DEBIAN_PACKAGES))
 
 
 def install_programs() -> ViewerPrograms:
-    """Fetch and unpack what is not in the cache yet.
+    """Fetch and unpack what is not in the cache yet, the OHIF viewer too.
 
     Raises:
         ProgramsUnreachableError: apt or npm is missing, or could not fetch a package.
         ValueError: npm served another archive than the checked one.
     """
     return ViewerPrograms(
-        unpacked=unpacked_debian_packages(DEBIAN_PACKAGES),
+        unpacked=install_browser().unpacked,
         ohif=unpack_npm_package(OHIF_PACKAGE, OHIF_ARCHIVE, OHIF_SHA256) / "dist",
     )
 
 
-def unpack_npm_package(package: str, archive: str, sha256: str) -> Path:
+def unpack_npm_package(package: str, archive: str, digest: str) -> Path:
     """Folder in the cache with the content of a package from npm; none of its code is run.
 
     Args:
         package: Name and exact version.
         archive: Name of the file that ``npm pack`` writes.
-        sha256: Digest of that file.
+        digest: Of that file, hexadecimal: SHA-256, or SHA-512 as npm itself publishes it.
 
     Raises:
         ProgramsUnreachableError: npm is missing or could not fetch the package.
         ValueError: The archive is not the one that was checked.
     """
-    target = cache_folder() / f"npm-{archive.removesuffix('.tgz')}-{sha256[:12]}"
+    target = cache_folder() / f"npm-{archive.removesuffix('.tgz')}-{digest[:12]}"
+    algorithm = "sha512" if len(digest) == 128 else "sha256"
     if target.is_dir():
         return target
     with staging_beside(target) as staging:
         fetch(package, ["npm", "pack", package, "--pack-destination", str(staging), "--cache", str(staging / "npm")])
         with (staging / archive).open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != sha256:
-            raise ValueError(f"the archive of {package} has SHA-256 {found[:12]}…, expected {sha256[:12]}…")
+            found = hashlib.file_digest(stream, algorithm).hexdigest()
+        if found != digest:
+            name = algorithm.upper().replace("SHA", "SHA-")
+            raise ValueError(f"the archive of {package} has {name} {found[:12]}…, expected {digest[:12]}…")
         unpack = ["tar", "--extract", f"--file={staging / archive}", f"--directory={staging}", "--exclude=*.map"]
         subprocess.run(unpack, check=True)
         (staging / "package").rename(target)

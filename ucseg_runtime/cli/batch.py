@@ -28,6 +28,7 @@ from ucseg_runtime.cli.output_options import (
     NrrdOption,
     OutputArguments,
     PreviewOption,
+    ReportOption,
     RtstructOption,
     SegTypeOption,
     UncertaintyOption,
@@ -109,6 +110,7 @@ def batch(
     nifti: NiftiOption = False,
     nrrd: NrrdOption = False,
     preview: PreviewOption = False,
+    report: ReportOption = False,
     allow_gaps: AllowGapsOption = 0,
     threads: ThreadsOption = 0,
     skip_air: SkipAirOption = True,
@@ -141,6 +143,7 @@ def batch(
         from ucseg_runtime.batch.plan import BatchOptions, check_folders, plan_batch
         from ucseg_runtime.batch.run import run_batch
         from ucseg_runtime.model_folder import default_model_folder, load_model
+        from ucseg_runtime.report.batch_report import INDEX, check_index, is_index, write_index
 
         share = _shard(shard)
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
@@ -159,11 +162,13 @@ def batch(
             server=server and server.beginning_with(share.index - 1),
         )
         outputs = OutputArguments(viewer, seg_type, compression, uncertainty).options(
-            {"rtstruct": rtstruct, "nifti": nifti, "nrrd": nrrd, "preview": preview}
+            {"rtstruct": rtstruct, "nifti": nifti, "nrrd": nrrd, "preview": preview, "report": report}
         )
         believed = _belief(redo=redo, verify=verify)
         options = BatchOptions(names, share, believed, settle, lease, InputOptions(allow_gaps=allow_gaps))
         check_folders(export, out)
+        if report:
+            check_index(out)
         loaded = load_model(model or default_model_folder())
         who = RunnerArguments("local") if dry_run else cluster
         progress = _Progress(quiet=as_json)
@@ -176,16 +181,20 @@ def batch(
             progress.begin(plan)
             outcomes: list[SeriesOutcome] = []
 
-            def report(outcome: SeriesOutcome) -> None:
+            def take(outcome: SeriesOutcome) -> None:
                 outcomes.append(outcome)
                 progress.told(outcome)
 
             try:
-                run_batch(plan, opened, report)
+                run_batch(plan, opened, take)
             finally:
                 if outcomes:
                     _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard)
+                    if report or is_index(out / INDEX):
+                        write_index(out)
         _show_outcomes(outcomes, index, out, as_json)
+        if report and not as_json:
+            typer.echo(f"Open in a browser: {out / INDEX}")
         if index.unreadable or any(outcome.state == "failed" for outcome in outcomes):
             raise typer.Exit(EXIT_SOME_FAILED)
 

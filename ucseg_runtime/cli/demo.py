@@ -40,9 +40,10 @@ def demo(
                 out,
                 None,
                 InferenceOptions(engine=local, server=server),
-                OutputOptions(overwrite=overwrite),
+                OutputOptions(extras=frozenset({"report"}), overwrite=overwrite),
                 WHATEVER_FITS,
                 as_json,
             )
         if not as_json:
-            typer.echo(f"Look at {out / 'montage.png'}; open segmentation.dcm over the CT in any DICOM viewer.")
+            typer.echo("segmentation.dcm lies over the CT in any DICOM viewer.")
+            typer.echo(f"Open in a browser: {out / 'report.html'}")

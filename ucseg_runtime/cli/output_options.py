@@ -65,6 +65,14 @@ PreviewOption = Annotated[
     bool,
     typer.Option("--preview", help="Write the picture as a DICOM Secondary Capture too.", rich_help_panel=_PANEL),
 ]
+ReportOption = Annotated[
+    bool,
+    typer.Option(
+        "--report",
+        help="Write report.html too: one page to look at, with the images in it; opens without a network.",
+        rich_help_panel=_PANEL,
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from ucseg_runtime.cli.output_options import (
     NrrdOption,
     OutputArguments,
     PreviewOption,
+    ReportOption,
     RtstructOption,
     SegTypeOption,
     UncertaintyOption,
@@ -89,6 +90,7 @@ def segment(
     nifti: NiftiOption = False,
     nrrd: NrrdOption = False,
     preview: PreviewOption = False,
+    report: ReportOption = False,
     series: SeriesOption = None,
     volume: VolumeOption = 0,
     allow_gaps: AllowGapsOption = 0,
@@ -127,7 +129,7 @@ def segment(
         _refuse_options_for_one_input(series, expect_instances, max_memory)
     rules = series_rules(choose, exclude)
     outputs = OutputArguments(viewer, seg_type, compression, uncertainty, overwrite).options(
-        {"rtstruct": rtstruct, "nifti": nifti, "nrrd": nrrd, "preview": preview}
+        {"rtstruct": rtstruct, "nifti": nifti, "nrrd": nrrd, "preview": preview, "report": report}
     )
     with reported(as_json):
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
