@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from ucseg_runtime.accuracy_gate import PROOFS_NAME, Proofs, proofs_from_json
+from ucseg_runtime.calibration import CALIBRATION_NAME, NO_CALIBRATION, FoundCalibration, calibration_from_json
 from ucseg_runtime.errors import ArtifactMismatchError, ManifestError, ModelError
 from ucseg_runtime.manifest import MANIFEST_NAME, Artifact, Manifest, manifest_from_json
 from ucseg_runtime.onnx_scan import objections
@@ -31,12 +32,14 @@ class Model:
         digest: SHA-256 of ``manifest.json``, 64 hexadecimal digits. The manifest names the digest of every other file,
             so this one stands for the whole folder.
         proofs: Which engines have shown that they decide like the reference; not part of the digest.
+        calibration: What probabilities and uncertainty are worth; not part of the digest.
     """
 
     manifest: Manifest
     folder: Path
     digest: str
     proofs: Proofs
+    calibration: FoundCalibration = NO_CALIBRATION
 
     def graph(self, key: str) -> bytes:
         """Content of one artifact, verified again, so that nothing unverified can reach an engine.
@@ -51,7 +54,8 @@ def load_model(folder: Path) -> Model:
     """Read a model folder and verify every file that its manifest names. Nothing of it is executed.
 
     Raises:
-        ManifestError: The manifest is missing, malformed or of an unknown schema version; or the proofs are malformed.
+        ManifestError: The manifest is missing, malformed or of an unknown schema version; or proofs or calibration are
+            malformed.
         ArtifactMismatchError: A file is missing, is not a plain file of this folder, differs from the manifest in size
             or digest, is not ONNX, or refers to anything outside itself.
     """
@@ -64,7 +68,7 @@ def load_model(folder: Path) -> Model:
     for key, artifact in manifest.artifacts.items():
         _refuse_foreign_parts(key, _verified(folder, key, artifact))
     digest = hashlib.sha256(content).hexdigest()
-    return Model(manifest, folder, digest, _proofs(folder, digest))
+    return Model(manifest, folder, digest, _proofs(folder, digest), _calibration(folder, digest, manifest))
 
 
 def available_models(extra: Path | None = None) -> dict[str, Path]:
@@ -104,13 +108,25 @@ def default_model_folder() -> Path:
 
 
 def _proofs(folder: Path, digest: str) -> Proofs:
+    text = _text_beside(folder, PROOFS_NAME)
+    return Proofs(model_digest=digest) if text is None else proofs_from_json(text, digest)
+
+
+def _calibration(folder: Path, digest: str, manifest: Manifest) -> FoundCalibration:
+    text = _text_beside(folder, CALIBRATION_NAME)
+    if text is None:
+        return NO_CALIBRATION
+    return calibration_from_json(text, digest, [item.label for item in manifest.classes])
+
+
+def _text_beside(folder: Path, name: str) -> str | None:
+    """A file beside the manifest that is not part of the digest; None where there is none."""
     try:
-        text = _read_plain_file(folder / PROOFS_NAME, _MAX_MANIFEST_BYTES).decode("utf-8")
+        return _read_plain_file(folder / name, _MAX_MANIFEST_BYTES).decode("utf-8")
     except FileNotFoundError:
-        return Proofs(model_digest=digest)
+        return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"the model folder has no readable {PROOFS_NAME}.", hint=_RESTORE) from error
-    return proofs_from_json(text, digest)
+        raise ManifestError(f"the model folder has no readable {name}.", hint=_RESTORE) from error
 
 
 def _verified(folder: Path, key: str, artifact: Artifact) -> bytes:
