@@ -217,7 +217,8 @@ def _volume_range(measurement: SegmentMeasurement) -> sr.MeasurementProperties |
         (codes.DOWNWARD_UNCERTAINTY, measurement.volume_ml - low),
     ):
         value = round(distance, _VOLUME_DECIMALS)
-        properties.append(sr.NumContentItem(name, value, codes.MILLILITRE, sr.RelationshipTypeValues.HAS_PROPERTIES))
+        relation = sr.RelationshipTypeValues.HAS_PROPERTIES
+        properties.append(sr.NumContentItem(name, value, codes.MILLILITRE, relationship_type=relation))
     return properties
 
 
