@@ -92,7 +92,10 @@ def test_too_few_patients_are_told_everywhere(runs: Runs) -> None:
     assert "5 cases of 4 patients" in runs.plain
     assert "TOO FEW: 4 patients, fewer than 10" in runs.plain
     assert found["too_few"].startswith("4 patients, fewer than 10")
-    assert (found["score_limits"], found["score_limits_reason"]) == (None, "4 patients; at least 10 are needed.")
+    assert (found["score_limits"], found["score_limits_reason"]) == (
+        None,
+        "too few patients: 4, and at least 10 are needed.",
+    )
     assert [item["factor"] for item in found["volume_intervals"]["classes"]] == [None, None]
     assert "**Too few patients.** 4 patients, fewer than 10" in runs.table
     assert "| class 1 | 5 | 4 |" in runs.table

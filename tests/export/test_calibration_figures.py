@@ -210,7 +210,7 @@ def ranked(patients: int) -> list[CaseCounts]:
 
 
 def test_score_limits_follow_from_the_accepted_risks() -> None:
-    limits, reason = score_limits(case_figures(ranked(15)), 15, AcceptedRisk(accept=0.1, review=0.2))
+    limits, reason = score_limits(case_figures(ranked(15)), AcceptedRisk(accept=0.1, review=0.2))
     assert reason == ""
     assert limits is not None
     # The mean risk up to case k is 0.02 k.
@@ -220,14 +220,14 @@ def test_score_limits_follow_from_the_accepted_risks() -> None:
 @pytest.mark.parametrize(
     ("cases", "reason"),
     [
-        pytest.param(ranked(9), "9 patients; at least 10 are needed.", id="few"),
+        pytest.param(ranked(9), "too few patients: 9, and at least 10 are needed.", id="few"),
         pytest.param([case(str(i), 0.5, 0.5) for i in range(12)], "does not tell good cases from bad", id="constant"),
         pytest.param([case(str(i), 0.1 * (i % 4), 0.5 + 0.01 * i) for i in range(12)], "does not tell", id="no order"),
         pytest.param([case(str(i), 0.05 * i, 0.5 - 0.02 * i) for i in range(12)], "even the surest cases", id="bad"),
     ],
 )
 def test_no_score_limits_without_grounds(cases: list[CaseCounts], reason: str) -> None:
-    limits, found = score_limits(case_figures(cases), len(cases), AcceptedRisk())
+    limits, found = score_limits(case_figures(cases), AcceptedRisk())
     assert limits is None
     assert reason in found
 

@@ -81,7 +81,7 @@ def calibrate(model: Model, cases: Iterable[Case], options: InferenceOptions, ri
         raise InputError("no case shows any class of the model, in its labels or in what the model finds.")
     patients = len({item.patient for item in counts})
     scores = case_figures(counts)
-    limits, reason = score_limits(scores, patients, risk)
+    limits, reason = score_limits(scores, risk)
     return Calibration(
         model_digest=model.digest,
         ucseg_version=__version__,
@@ -130,7 +130,7 @@ def require_helpful(calibration: Calibration) -> float:
     found = calibration.temperature
     if found.value is None:
         raise InputError(
-            f"a temperature cannot be judged on held-out patients: {found.patients} with completely labelled voxels; "
+            f"a temperature cannot be judged on held-out patients: {found.patients} with complete labels; "
             "at least 2 are needed.",
             hint="Give cases of more patients, or leave --apply out.",
         )

@@ -15,7 +15,7 @@ from ucseg_training.data.case import Case, bit
 REGION_MM = 10.0
 REGION = (
     f"voxels at most {REGION_MM:g} mm along each axis from a voxel that the prediction or the labels give to a class, "
-    "where the labels say of every class whether it is there"
+    "where the labels say whether it is there; all classes together of cases whose labels are complete"
 )
 """Air, table and tissue far from every class are nearly always right and sure; how much of them a scan holds depends on
 its field of view, and would decide every figure."""
@@ -49,9 +49,11 @@ class CaseCounts:
 
     Attributes:
         patient: Who it is of; part of no output.
-        confidence: int64, shape (2, CONFIDENCE_LEVELS): region, by the probability of the decided class.
-        uncertainty: int64, shape (2, UNCERTAINTY_LEVELS): region, by uncertainty.
-        class_probability: int64, shape (classes, 2, CONFIDENCE_LEVELS): region, by the probability of the class.
+        confidence: int64, shape (2, CONFIDENCE_LEVELS): region, by the probability of the decided class; 0 where the
+            labels of the case are partial.
+        uncertainty: int64, shape (2, UNCERTAINTY_LEVELS): region, by uncertainty; 0 where the labels are partial.
+        class_probability: int64, shape (classes, 2, CONFIDENCE_LEVELS): region where the class is decided, by its
+            probability.
         class_uncertainty: int64, shape (classes, 2, UNCERTAINTY_LEVELS): voxels that prediction or labels give to the
             class, by uncertainty.
         dice: float64, shape (classes,); NaN where the labels do not show the class.
@@ -84,7 +86,7 @@ def count_case(case: Case, segmentation: Segmentation, measurements: tuple[Segme
         measurements: Of the segmentation.
     """
     region = calibration_region(segmentation.label_map, case.label_map, case.geometry.spacing_mm)
-    counter = _Counter(len(segmentation.classes))
+    counter = _Counter(len(segmentation.classes), complete=has_complete_labels(case, len(segmentation.classes)))
     assert segmentation.probabilities is not None  # noqa: S101  (calibration asks for them)
     for z in range(len(region)):
         counter.add(
@@ -131,17 +133,20 @@ def calibration_region(
     return near.view(np.bool_)
 
 
-def completely_known(known: UInt8Array, classes: int) -> BoolArray:
-    """Where the labels say of every class whether it is there, bool, same shape."""
+def has_complete_labels(case: Case, classes: int) -> bool:
+    """Whether the labels say of every class and every voxel whether it is there.
+
+    Of partial labels no fair share can be taken: what is known of all classes may be air alone.
+    """
     every = np.uint8((1 << classes) - 1)
-    complete: BoolArray = (known & every) == every
-    return complete
+    return bool(((case.known & every) == every).all())
 
 
 class _Counter:
     """Sums over the slices of one case."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, *, complete: bool) -> None:
+        self._complete = complete
         self.confidence = np.zeros((2, CONFIDENCE_LEVELS), dtype=np.int64)
         self.uncertainty = np.zeros((2, UNCERTAINTY_LEVELS), dtype=np.int64)
         self.class_probability = np.zeros((classes, 2, CONFIDENCE_LEVELS), dtype=np.int64)
@@ -160,21 +165,18 @@ class _Counter:
     ) -> None:
         """Count one slice; all arrays have shape (y, x), the probabilities (classes, y, x), uncertainty is levels."""
         classes = len(self.class_probability)
-        inside = region & completely_known(known, classes)
-        right = predicted[inside] == labelled[inside]
-        _add(self.uncertainty, right, uncertainty[inside])
-        within = probabilities[:, inside]
-        _add(self.confidence, right, _confidence(within, predicted[inside]))
+        if self._complete:
+            right = predicted[region] == labelled[region]
+            _add(self.uncertainty, right, uncertainty[region])
+            _add(self.confidence, right, _confidence(probabilities[:, region], predicted[region]))
         for index in range(classes):
             label = index + 1
-            _add(self.class_probability[index], labelled[inside] == label, within[index])
-            self._count_class(index, predicted == label, labelled == label, known, uncertainty)
+            decided = ((known & bit(label)) != 0) | (labelled == label)
+            inside = region & decided
+            _add(self.class_probability[index], labelled[inside] == label, probabilities[index][inside])
+            self._count_class(index, (predicted == label) & decided, labelled == label, uncertainty)
 
-    def _count_class(
-        self, index: int, predicted: BoolArray, labelled: BoolArray, known: UInt8Array, uncertainty: Int64Array
-    ) -> None:
-        decided = ((known & bit(index + 1)) != 0) | labelled
-        predicted = predicted & decided
+    def _count_class(self, index: int, predicted: BoolArray, labelled: BoolArray, uncertainty: Int64Array) -> None:
         either = predicted | labelled
         both = predicted & labelled
         _add(self.class_uncertainty[index], both[either], uncertainty[either])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ucseg_export.calibration.counts import calibration_region, completely_known
+from ucseg_export.calibration.counts import calibration_region, has_complete_labels
 from ucseg_runtime.arrays import BoolArray, Float32Array, Int64Array, UInt8Array
 from ucseg_runtime.backends.base import Backend, BackendInfo, TileOutput
 from ucseg_runtime.errors import BackendError
@@ -86,14 +86,15 @@ class LogitSampler:
         return output
 
     def sample(self, case: Case, segmentation: Segmentation) -> LogitSample:
-        """What was taken inside the region where the labels are complete, at most `MOST_VOXELS`.
+        """What was taken inside the region, at most `MOST_VOXELS`; nothing where the labels are partial.
 
         Args:
             case: Its voxels are those of the volume.
             segmentation: Of the whole volume.
         """
         region = calibration_region(segmentation.label_map, case.label_map, case.geometry.spacing_mm)
-        region &= completely_known(case.known, len(segmentation.classes))
+        if not has_complete_labels(case, len(segmentation.classes)):
+            region[...] = False
         places = np.concatenate(self._places)
         inside = np.flatnonzero(self._grid.of_source(region).ravel()[places])
         inside = inside[:: max(1, -(-len(inside) // MOST_VOXELS))]

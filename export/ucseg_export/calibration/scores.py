@@ -80,7 +80,7 @@ def risk_coverage(scores: Float64Array, dice: Float64Array) -> tuple[CoveragePoi
     )
 
 
-def score_limits(figures: CaseFigures, patients: int, risk: AcceptedRisk) -> tuple[ScoreLimits | None, str]:
+def score_limits(figures: CaseFigures, risk: AcceptedRisk) -> tuple[ScoreLimits | None, str]:
     """Limits for the case score, or why there are none.
 
     The limit for review is the greatest score such that cases up to it have at most the accepted risk, that for
@@ -88,11 +88,11 @@ def score_limits(figures: CaseFigures, patients: int, risk: AcceptedRisk) -> tup
 
     Args:
         figures: Of the cases.
-        patients: Of how many they are.
         risk: What is accepted.
     """
+    patients = len({point.patient for point in figures.points if point.dice is not None})
     if patients < FEWEST_PATIENTS:
-        return None, f"{patients} patients; at least {FEWEST_PATIENTS} are needed."
+        return None, f"too few patients: {patients}, and at least {FEWEST_PATIENTS} are needed."
     spearman = figures.spearman
     if spearman.value is None or spearman.high is None or spearman.high >= 0.0:
         return None, "the score does not tell good cases from bad ones: its rank correlation with Dice is not below 0."

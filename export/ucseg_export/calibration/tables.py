@@ -91,7 +91,7 @@ def _interval_row(item: ClassInterval) -> tuple[str, ...]:
 def _temperature(found: Calibration) -> str:
     item = found.temperature
     if item.value is None:
-        return f"Temperature: none, {item.patients} patients with completely labelled voxels."
+        return f"Temperature: none, {item.patients} patients with complete labels."
     verdict = "helps" if item.helps else "does not help, so it is not kept"
     return (
         f"Temperature {item.value:.2f} ({item.voxels} voxels), judged on {item.patients} held-out patients: {verdict}. "
