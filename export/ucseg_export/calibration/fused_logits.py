@@ -106,8 +106,10 @@ class LogitSampler:
         core = self._cores.of(tile)
         start = [side.start + first for side, first in zip(core, tile.start, strict=True)]
         box = tuple(slice(low, low + side.stop - side.start) for low, side in zip(start, core, strict=True))
+        z, y, x = core
         index = np.nonzero(self._taken[box])
-        self._logits.append(logits[(slice(None), *core)][(slice(None), *index)].T)
+        of_core = logits[:, z, y, x]
+        self._logits.append(of_core[:, index[0], index[1], index[2]].T)
         whole = tuple(axis + low for axis, low in zip(index, start, strict=True))
         self._places.append(np.ravel_multi_index(whole, self._taken.shape).astype(np.int64))
 
