@@ -18,8 +18,8 @@ def calibration_tables(name: str, found: Calibration) -> str:
     """
     sampling = found.resampling
     parts = [
-        f"{name}, {found.engine}: {found.cases} cases of {found.patients} patients. Intervals: {sampling.level:.0%}, "
-        f"percentile bootstrap over patients, {sampling.resamples} resamples, seed {sampling.seed}.",
+        f"{name}, {found.engine}: {_counted(found.cases, 'case')} of {_counted(found.patients, 'patient')}. Intervals: "
+        f"{sampling.level:.0%}, percentile bootstrap over patients, {sampling.resamples} resamples, seed {sampling.seed}.",
         *([f"**Too few patients.** {found.too_few}"] if found.too_few else []),
         f"Region: {found.region}; {found.all_voxels.voxels} voxels.",
         _table(("region", "value", "interval"), _voxel_rows(found)),
@@ -91,18 +91,23 @@ def _interval_row(item: ClassInterval) -> tuple[str, ...]:
 def _temperature(found: Calibration) -> str:
     item = found.temperature
     if item.value is None:
-        return f"Temperature: none, {item.patients} patients with complete labels."
+        return f"Temperature: none; {_counted(item.patients, 'patient')} with complete labels."
     verdict = "helps" if item.helps else "does not help, so it is not kept"
     return (
-        f"Temperature {item.value:.2f} ({item.voxels} voxels), judged on {item.patients} held-out patients: {verdict}. "
-        f"Calibration error {_both(item.calibration_error)} without, {_both(item.calibration_error_after)} with it; "
-        f"negative log-likelihood {_both(item.nll)} and {_both(item.nll_after)}."
+        f"Temperature {item.value:.2f} ({item.voxels} voxels), judged on {_counted(item.patients, 'patient')} in turn held "
+        f"out: {verdict}. Calibration error {_both(item.calibration_error)} without, "
+        f"{_both(item.calibration_error_after)} with it; negative log-likelihood {_both(item.nll)} and "
+        f"{_both(item.nll_after)}."
     )
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _both(figure: Estimate) -> str:
