@@ -17,9 +17,10 @@ def calibration_tables(name: str, found: Calibration) -> str:
         found: Its calibration.
     """
     sampling = found.resampling
+    subjects = f"{_counted(found.cases, 'case')} of {_counted(found.patients, 'patient')}"
     parts = [
-        f"{name}, {found.engine}: {_counted(found.cases, 'case')} of {_counted(found.patients, 'patient')}. Intervals: "
-        f"{sampling.level:.0%}, percentile bootstrap over patients, {sampling.resamples} resamples, seed {sampling.seed}.",
+        f"{name}, {found.engine}: {subjects}. Intervals: {sampling.level:.0%}, percentile bootstrap over patients, "
+        f"{sampling.resamples} resamples, seed {sampling.seed}.",
         *([f"**Too few patients.** {found.too_few}"] if found.too_few else []),
         f"Region: {found.region}; {found.all_voxels.voxels} voxels.",
         _table(("region", "value", "interval"), _voxel_rows(found)),
@@ -94,8 +95,8 @@ def _temperature(found: Calibration) -> str:
         return f"Temperature: none; {_counted(item.patients, 'patient')} with complete labels."
     verdict = "helps" if item.helps else "does not help, so it is not kept"
     return (
-        f"Temperature {item.value:.2f} ({item.voxels} voxels), judged on {_counted(item.patients, 'patient')} in turn held "
-        f"out: {verdict}. Calibration error {_both(item.calibration_error)} without, "
+        f"Temperature {item.value:.2f} ({item.voxels} voxels), judged on {_counted(item.patients, 'patient')} in turn "
+        f"held out: {verdict}. Calibration error {_both(item.calibration_error)} without, "
         f"{_both(item.calibration_error_after)} with it; negative log-likelihood {_both(item.nll)} and "
         f"{_both(item.nll_after)}."
     )
