@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 from ucseg_runtime.accuracy_gate import PROOFS_NAME, Proofs, proofs_from_json
+from ucseg_runtime.calibration import CALIBRATION_NAME, NO_CALIBRATION, FoundCalibration, calibration_from_json
 from ucseg_runtime.errors import ArtifactMismatchError, ManifestError, ModelError
 from ucseg_runtime.manifest import MANIFEST_NAME, Artifact, Manifest, manifest_from_json
 from ucseg_runtime.onnx_scan import objections
@@ -32,6 +33,7 @@ class Model:
         digest: SHA-256 of ``manifest.json``, 64 hexadecimal digits. The manifest names the digest of every other file,
             so this one stands for the whole folder.
         proofs: Which engines have shown that they decide like the reference; not part of the digest.
+        calibration: What probabilities and uncertainty are worth; not part of the digest.
         signer: SHA-256 of the trusted key that vouches for it; empty where no trust store is configured, or where the
             caller takes models that nobody vouches for.
     """
@@ -40,6 +42,7 @@ class Model:
     folder: Path
     digest: str
     proofs: Proofs
+    calibration: FoundCalibration = NO_CALIBRATION
     signer: str = ""
 
     def graph(self, key: str) -> bytes:
@@ -61,7 +64,8 @@ def load_model(folder: Path, *, whoever_made_it: bool = False) -> Model:
 
     Raises:
         UntrustedModelError: A trust store is configured, and none of its keys vouches for the model.
-        ManifestError: The manifest is missing, malformed or of an unknown schema version; or the proofs are malformed.
+        ManifestError: The manifest is missing, malformed or of an unknown schema version; or proofs or calibration are
+            malformed.
         ArtifactMismatchError: A file is missing, is not a plain file of this folder, differs from the manifest in size
             or digest, is not ONNX, or refers to anything outside itself.
     """
@@ -75,7 +79,7 @@ def load_model(folder: Path, *, whoever_made_it: bool = False) -> Model:
         _refuse_foreign_parts(key, _verified(folder, key, artifact))
     digest = hashlib.sha256(content).hexdigest()
     signer = "" if whoever_made_it else _signer(folder, digest)
-    return Model(manifest, folder, digest, _proofs(folder, digest), signer)
+    return Model(manifest, folder, digest, _proofs(folder, digest), _calibration(folder, digest, manifest), signer)
 
 
 def available_models(extra: Path | None = None) -> dict[str, Path]:
@@ -120,12 +124,7 @@ def signature_text(folder: Path) -> str | None:
     Raises:
         ManifestError: It cannot be read.
     """
-    try:
-        return _read_plain_file(folder / SIGNATURE_NAME, _MAX_MANIFEST_BYTES).decode("utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"the model folder has no readable {SIGNATURE_NAME}.", hint=_RESTORE) from error
+    return _text_beside(folder, SIGNATURE_NAME)
 
 
 def _signer(folder: Path, digest: str) -> str:
@@ -136,13 +135,25 @@ def _signer(folder: Path, digest: str) -> str:
 
 
 def _proofs(folder: Path, digest: str) -> Proofs:
+    text = _text_beside(folder, PROOFS_NAME)
+    return Proofs(model_digest=digest) if text is None else proofs_from_json(text, digest)
+
+
+def _calibration(folder: Path, digest: str, manifest: Manifest) -> FoundCalibration:
+    text = _text_beside(folder, CALIBRATION_NAME)
+    if text is None:
+        return NO_CALIBRATION
+    return calibration_from_json(text, digest, [item.label for item in manifest.classes])
+
+
+def _text_beside(folder: Path, name: str) -> str | None:
+    """A file beside the manifest that is not part of the digest; None where there is none."""
     try:
-        text = _read_plain_file(folder / PROOFS_NAME, _MAX_MANIFEST_BYTES).decode("utf-8")
+        return _read_plain_file(folder / name, _MAX_MANIFEST_BYTES).decode("utf-8")
     except FileNotFoundError:
-        return Proofs(model_digest=digest)
+        return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"the model folder has no readable {PROOFS_NAME}.", hint=_RESTORE) from error
-    return proofs_from_json(text, digest)
+        raise ManifestError(f"the model folder has no readable {name}.", hint=_RESTORE) from error
 
 
 def _verified(folder: Path, key: str, artifact: Artifact) -> bytes:

@@ -159,6 +159,10 @@ class SegmentMeasurement:
         largest_diameter_mm: See `largest_diameter_mm`; 0 for an empty segment.
         between_subnet_dice: How far subnet A and B agree on the class, see `subnet_agreement`; NaN where that was not
             counted, or where neither found it.
+        volume_interval_ml: Lower and upper end of the interval of the volume, see `volume_interval`; None where none
+            was made.
+        volume_interval_coverage: Share of patients whose true volume the interval is to hold, by the model's
+            calibration; None: uncalibrated, nothing is promised.
     """
 
     label: int
@@ -169,6 +173,8 @@ class SegmentMeasurement:
     uncertainty_p95: float
     largest_diameter_mm: float
     between_subnet_dice: float
+    volume_interval_ml: tuple[float, float] | None = None
+    volume_interval_coverage: float | None = None
 
 
 def measure(segmentation: Segmentation) -> tuple[SegmentMeasurement, ...]:

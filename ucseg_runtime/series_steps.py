@@ -45,6 +45,7 @@ from ucseg_runtime.slice_stack import SliceStack, straight_grid
 from ucseg_runtime.timeline import ClipMeasurement
 from ucseg_runtime.version import __version__
 from ucseg_runtime.volume import Volume
+from ucseg_runtime.volume_interval import with_volume_intervals
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -129,6 +130,7 @@ class InferredSeries:
         engine_reason: Why this engine and precision were chosen.
         tiles: Number of tiles that the network saw.
         times: Of the run so far.
+        notes: What the caller should know of the figures.
     """
 
     found: Found
@@ -143,6 +145,7 @@ class InferredSeries:
     engine_reason: str
     tiles: int
     times: StageTimes
+    notes: tuple[str, ...] = ()
 
 
 def check_outputs(folder: Path, outputs: OutputOptions) -> None:
@@ -207,7 +210,9 @@ def infer_series(
     with read.times.stage("measure"):
         grid = grid_of(read.found)
         straight = ready_to_write(segmentation)  # first: what cannot be stored cannot be measured
-        measurements, picture = measure(segmentation), montage_png(read.volume, segmentation)
+        calibration = model.calibration.calibration
+        measurements = with_volume_intervals(measure(segmentation), segmentation, calibration)
+        picture = montage_png(read.volume, segmentation)
         report = None
         if "report" in outputs.extras:
             report = report_parts(read.volume, segmentation, model.manifest, read.found.name)
@@ -224,6 +229,7 @@ def infer_series(
             engine_reason=network.info.reason,
             tiles=network.tiles,
             times=read.times,
+            notes=(model.calibration.ignored,) if model.calibration.ignored else (),
         )
 
 
@@ -244,7 +250,7 @@ def write_series(
     segmentation = inferred.segmentation
     needed_bytes = space_needed(segmentation.geometry.shape, len(segmentation.classes), outputs)
     with inferred.times.stage("write"), staged_results(folder, outputs.overwrite, needed_bytes) as staging:
-        notes = write_objects(staging, _outputs_of(inferred), outputs)
+        notes = (*inferred.notes, *write_objects(staging, _outputs_of(inferred), outputs))
         record = _record(inferred, inference, outputs, notes)
         if inferred.report is not None:
             _write_report(staging, record, inferred.report)
@@ -271,6 +277,8 @@ def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, 
     }
     if inference.subnet_agreement:  # the stages one by one, which may round otherwise than the merged graph
         settings["subnet_agreement"] = True
+    if model.calibration.calibration is not None:  # it decides what the volume intervals are
+        settings["calibration"] = model.calibration.calibration.digest
     return RunIdentity(
         model_name=model.manifest.name,
         model_version=model.manifest.version,

@@ -19,6 +19,23 @@ from ucseg_runtime.segmentation import ClassAgreement
 from ucseg_runtime.tiling import Tile, TilePlan
 
 
+class TileCores:
+    """The part of each tile of a plan in which its voxels lie most central; together they cover all voxels once.
+
+    Args:
+        plan: Where the tiles lie: a grid of them, as `plan_tiles` makes it.
+    """
+
+    def __init__(self, plan: TilePlan) -> None:
+        self._ends = [_core_ends(plan, axis) for axis in range(3)]
+
+    def of(self, tile: Tile) -> Slices3:
+        """The core of a tile, as slices of the tile."""
+        starts, ends = tile.start, (axis[start] for axis, start in zip(self._ends, tile.start, strict=True))
+        z, y, x = (slice(low - start, high - start) for start, (low, high) in zip(starts, ends, strict=True))
+        return z, y, x
+
+
 class AgreementCounter:
     """Counts, over the tiles of one plan, the voxels of every pair of labels that subnet A and subnet B give.
 
@@ -30,7 +47,7 @@ class AgreementCounter:
     def __init__(self, plan: TilePlan, spec: ModelSpec) -> None:
         self._plan = plan
         self._spec = spec
-        self._ends = [_core_ends(plan, axis) for axis in range(3)]
+        self._cores = TileCores(plan)
         self._pairs = np.zeros((spec.num_classes, spec.num_classes), dtype=np.int64)  # (label of A, label of B)
 
     def add(self, tiles: tuple[Tile, ...], output: TileOutput) -> None:
@@ -45,7 +62,7 @@ class AgreementCounter:
         """
         of_a, of_b = (self._checked(logits, len(tiles)) for logits in (output.logits_a, output.logits_b))
         for tile, *logits in zip(tiles, of_a, of_b, strict=True):
-            core = (slice(None), *self._core(tile))
+            core = (slice(None), *self._cores.of(tile))
             self._count(*(decided_labels(of_subnet[core], self._spec.activation) for of_subnet in logits))
 
     def classes(self) -> tuple[ClassAgreement, ...]:
@@ -73,12 +90,6 @@ class AgreementCounter:
         number = len(self._pairs)
         pairs = labels_a.astype(np.intp) * number + labels_b
         self._pairs += np.bincount(pairs.ravel(), minlength=number * number).reshape(number, number)
-
-    def _core(self, tile: Tile) -> Slices3:
-        """The core of a tile, as slices of the tile."""
-        starts, ends = tile.start, (axis[start] for axis, start in zip(self._ends, tile.start, strict=True))
-        z, y, x = (slice(low - start, high - start) for start, (low, high) in zip(starts, ends, strict=True))
-        return z, y, x
 
 
 def decided_labels(logits: Float32Array, activation: Literal["sigmoid", "softmax"]) -> UInt8Array:

@@ -64,7 +64,7 @@ def export_model(request: ExportRequest) -> Manifest:
         BackendError: An engine is missing or cannot run a graph.
         OutputError: The folder cannot be written.
     """
-    _check_place(request.out, request.overwrite)
+    check_place(request.out, request.overwrite)
     checkpoint = load_checkpoint(request.checkpoint)
     spec = _spec_of(request, checkpoint)
     tile_sets = _tile_sets(request, spec)
@@ -91,7 +91,7 @@ def write_model_folder(folder: Path, manifest: Manifest, graphs: Mapping[str, by
         ModelError: What was written does not match the manifest.
         OutputError: The folder cannot be written.
     """
-    _check_place(folder, overwrite)
+    check_place(folder, overwrite)
     with _staging_folder(folder.absolute().parent) as staging:
         complete = staging / "new"
         complete.mkdir()
@@ -116,15 +116,20 @@ def _swap(folder: Path, complete: Path, aside: Path) -> None:
         raise
 
 
-def _check_place(folder: Path, overwrite: bool) -> None:
+def check_place(folder: Path, overwrite: bool) -> None:
+    """Check before any work that a model folder can be put in its place.
+
+    Raises:
+        OutputExistsError: Something is there, and may not be replaced.
+    """
     if not os.path.lexists(folder):
         return
     if not overwrite:
-        raise OutputExistsError("the model folder exists already.", hint="Give another --out, or --overwrite.")
+        raise OutputExistsError("the model folder exists already.", hint="Give another folder, or --overwrite.")
     if folder.is_symlink() or not (folder / MANIFEST_NAME).is_file():
         raise OutputExistsError(
             f"what is at the place of the model folder holds no {MANIFEST_NAME} and is not replaced.",
-            hint="Give another --out.",
+            hint="Give another folder.",
         )
 
 

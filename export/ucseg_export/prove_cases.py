@@ -1,4 +1,7 @@
-"""The images on which engines are compared: prepared training cases, DICOM series or clips, or the demo's chest CT."""
+"""The images on which engines are compared: prepared training cases, DICOM series or clips, or the demo's chest CT.
+
+Those with labels are what models are calibrated on.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from ucseg_runtime.geometry import frame_grid
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.packaged_data import write_demo_study
 from ucseg_runtime.volume import Volume
-from ucseg_training.data.case import load_case
+from ucseg_training.data.case import MOST_CLASSES, Case, load_case
 
 _DEMO_MODALITY = "CT"
 
@@ -46,6 +49,38 @@ def volumes_to_compare_on(folder: Path | None, spec: ModelSpec) -> Iterator[Volu
         raise InputError(
             f"there are no {modality} volumes to compare engines on.", hint="Give a folder with some: --cases DIR."
         )
+
+
+def labelled_cases(folder: Path, spec: ModelSpec) -> Iterator[Case]:
+    """Prepared cases (NPZ) one after the other, in a stable order, with their labels.
+
+    Args:
+        folder: With prepared cases.
+        spec: The model.
+
+    Raises:
+        InputError: The folder holds none, one cannot be read or has labels that the model does not have, or the model
+            is for pictures.
+    """
+    if spec.image_kind == "frames":
+        raise InputError("labelled cases are volumes, and this model is for pictures and clips.")
+    if len(spec.classes) > MOST_CLASSES:
+        raise InputError(f"prepared cases hold {MOST_CLASSES} classes at most; the model has {len(spec.classes)}.")
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise InputError(
+            "the folder of cases holds no labelled cases (NPZ); DICOM series carry no labels.",
+            hint="Give the folder of prepared cases that ucseg-train wrote, or save cases with save_case.",
+        )
+    for ordinal, path in enumerate(paths, start=1):
+        case = load_case(path)
+        highest = int(case.label_map.max(initial=0))
+        if highest > len(spec.classes):
+            raise InputError(
+                f"case {ordinal} of {len(paths)} has label {highest}; the model has labels 1 … {len(spec.classes)}.",
+                hint="Prepare the cases with the classes of this model.",
+            )
+        yield case
 
 
 def _prepared_cases(paths: Sequence[Path], modality: str) -> Iterator[Volume]:

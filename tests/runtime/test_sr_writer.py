@@ -23,9 +23,12 @@ from ucseg_runtime.dicom.sr_writer import write_sr
 from ucseg_runtime.dicom.uncertainty_seg_writer import write_uncertainty_seg
 from ucseg_runtime.errors import SegWriteError
 from ucseg_runtime.segmentation import Segmentation, measure
+from ucseg_runtime.volume_interval import with_volume_intervals
 
 PRIVATE_CODE = "Unrecognized defined term <99UCSEG> for value 1 of attribute <Coding Scheme Designator>"
 """No public scheme has a code for this quantity, and dciodvfy cannot know a private one."""
+
+DOWNWARDS = "-, range of lower measurement uncertainty"
 
 PHANTOM = CtPhantom()
 
@@ -36,7 +39,8 @@ def write_report(
     sources = sources_of(phantom)
     seg = write_seg(folder / "seg.dcm", segmentation, sources, IDENTITY, SegEncoding(seg_type))
     pmap = write_pmap(folder / "pm.dcm", segmentation, sources, IDENTITY)
-    return write_sr(folder / "sr.dcm", segmentation, measure(segmentation), sources, IDENTITY, seg, pmap)
+    measurements = with_volume_intervals(measure(segmentation), segmentation, None)
+    return write_sr(folder / "sr.dcm", segmentation, measurements, sources, IDENTITY, seg, pmap)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,22 @@ def test_volume_of_a_known_number_of_voxels(report: FileDataset) -> None:
 
     volume = item_named(groups_of(report)[0], "Volume").MeasuredValueSequence[0].NumericValue
     assert float(volume) == pytest.approx((PHANTOM.labels == 1).sum() * 3.125 / 1000, abs=0.0005)
+
+
+def test_volume_has_the_distances_to_the_ends_of_its_interval(report: FileDataset) -> None:
+    segmentation = segmentation_of(PHANTOM)
+    expected = with_volume_intervals(measure(segmentation), segmentation, None)
+
+    for group, measurement in zip(groups_of(report), expected, strict=True):
+        assert measurement.volume_interval_ml is not None
+        low, high = measurement.volume_interval_ml
+        volume = item_named(group, "Volume")
+        up, down = (item_named(volume, name) for name in ("+, range of upper measurement uncertainty", DOWNWARDS))
+        assert value_of(up) == pytest.approx(high - measurement.volume_ml, abs=0.0005)
+        assert value_of(down) == pytest.approx(measurement.volume_ml - low, abs=0.0005)
+        for item in (up, down):
+            assert item.RelationshipType == "HAS PROPERTIES"
+            assert item.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue == "ml"
 
 
 def test_mean_and_95th_percentile_of_uncertainty_refer_to_the_parametric_map(report: FileDataset) -> None:

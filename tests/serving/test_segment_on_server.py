@@ -141,6 +141,7 @@ def test_segment_command_writes_the_measurements_of_the_embedded_engine(
     for one, other in zip(here["measurements"], there["measurements"], strict=True):  # type: ignore[call-overload]
         assert (one["name"], one["voxels"]) == (other["name"], other["voxels"])
         assert other["mean_uncertainty"] == pytest.approx(one["mean_uncertainty"], abs=1e-5, nan_ok=True)
+        assert other["volume_interval_ml"] == pytest.approx(one["volume_interval_ml"], rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", ["tile", "volume"])

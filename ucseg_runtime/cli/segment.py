@@ -299,13 +299,21 @@ def _segment_table(result: SeriesResult) -> tuple[tuple[str, ...], list[tuple[st
     header: tuple[str, ...] = ("segment", "frames", "largest area px", "largest area mm²", "uncertainty mean")
     for item in result.measurements:
         if isinstance(item, SegmentMeasurement):
-            header = ("segment", "volume ml", "diameter mm", "uncertainty mean", "95 %")
-            rows.append((item.name, f"{item.volume_ml:.1f}", *_if_found(item)))
+            header = ("segment", "volume ml", "interval ml", "diameter mm", "uncertainty mean", "95 %")
+            rows.append((item.name, f"{item.volume_ml:.1f}", _interval(item), *_if_found(item)))
         else:
             area = "–" if math.isnan(item.largest_area_mm2) else f"{item.largest_area_mm2:.1f}"
             mean = "–" if math.isnan(item.mean_uncertainty) else f"{item.mean_uncertainty:.3f}"
             rows.append((item.name, str(item.frames), str(item.largest_area_px), area, mean))
     return header, rows
+
+
+def _interval(item: SegmentMeasurement) -> str:
+    if item.volume_interval_ml is None:
+        return "–"
+    low, high = item.volume_interval_ml
+    coverage = item.volume_interval_coverage
+    return f"{low:.1f} – {high:.1f} ({'uncalibrated' if coverage is None else f'{coverage:.0%}'})"
 
 
 def _if_found(item: SegmentMeasurement) -> tuple[str, str, str]:

@@ -40,7 +40,8 @@ def write_sr(
 ) -> FileDataset:
     """Write the measurement report and return it, after it was read back and compared.
 
-    Every class has a group that refers to its segment and says whether it is present or absent and what volume it has.
+    Every class has a group that refers to its segment and says whether it is present or absent and what volume it has,
+    with the distances to both ends of its interval, and whether that was calibrated among the algorithm's parameters.
     A present one also has its largest diameter, and the mean and 95th percentile of its uncertainty, which refer to the
     object that holds the uncertainty. The evidence lists every source instance, the segmentation and that object.
     The report is complete, preliminary and unverified.
@@ -59,7 +60,7 @@ def write_sr(
         SegWriteError: Measurements and classes differ, headers do not fit together, or the report differs when read
             back.
 
-    Source: DICOM PS3.16 TID 1500, 1411, 300 and 4019.
+    Source: DICOM PS3.16 TID 1500, 1411, 300, 310 and 4019.
     """
     if [item.label for item in measurements] != [item.label for item in segmentation.classes]:
         raise SegWriteError(
@@ -142,7 +143,7 @@ def _group(
         finding_category=codes.concept(item.category),
         finding_type=codes.concept(item.type),
         finding_sites=None if side is None else [site],
-        algorithm_id=_algorithm(references.identity),
+        algorithm_id=_algorithm(references.identity, measurement),
         measurements=_measurements(references, measurement),
         qualitative_evaluations=[
             sr.QualitativeEvaluation(codes.PRESENCE, codes.PRESENT if measurement.voxels else codes.ABSENT)
@@ -166,16 +167,25 @@ def _segment_reference(references: _References, label: int) -> sr.ReferencedSegm
     return reference
 
 
-def _algorithm(identity: RunIdentity) -> sr.AlgorithmIdentification:
+def _algorithm(identity: RunIdentity, measurement: SegmentMeasurement) -> sr.AlgorithmIdentification:
+    parameters = dict(algorithm_parameters(identity))
+    if measurement.volume_interval_ml is not None:
+        coverage = measurement.volume_interval_coverage
+        parameters["volume_interval"] = "uncalibrated" if coverage is None else f"coverage {coverage:g}"
     return sr.AlgorithmIdentification(
         name=codes.long_string(identity.model_name),
         version=codes.long_string(identity.model_version),
-        parameters=[f"{name}={value}" for name, value in algorithm_parameters(identity).items()],
+        parameters=[f"{name}={value}" for name, value in parameters.items()],
     )
 
 
 def _measurements(references: _References, measurement: SegmentMeasurement) -> list[sr.Measurement]:
-    volume = sr.Measurement(codes.VOLUME, round(measurement.volume_ml, _VOLUME_DECIMALS), codes.MILLILITRE)
+    volume = sr.Measurement(
+        codes.VOLUME,
+        round(measurement.volume_ml, _VOLUME_DECIMALS),
+        codes.MILLILITRE,
+        properties=_volume_range(measurement),
+    )
     agreement = _agreement(measurement)
     if not measurement.voxels:
         return [volume, *agreement]
@@ -189,6 +199,27 @@ def _measurements(references: _References, measurement: SegmentMeasurement) -> l
         _uncertainty(references, measurement.uncertainty_p95, codes.PERCENTILE_95),
         *agreement,
     ]
+
+
+def _volume_range(measurement: SegmentMeasurement) -> sr.MeasurementProperties | None:
+    """How far the volume may be from its value downwards and upwards.
+
+    highdicom's own arguments for it say that the two numbers have no unit; theirs is that of the measurement.
+
+    Source: DICOM PS3.16 TID 310.
+    """
+    if measurement.volume_interval_ml is None:
+        return None
+    low, high = measurement.volume_interval_ml
+    properties = sr.MeasurementProperties()
+    for name, distance in (
+        (codes.UPWARD_UNCERTAINTY, high - measurement.volume_ml),
+        (codes.DOWNWARD_UNCERTAINTY, measurement.volume_ml - low),
+    ):
+        value = round(distance, _VOLUME_DECIMALS)
+        relation = sr.RelationshipTypeValues.HAS_PROPERTIES
+        properties.append(sr.NumContentItem(name, value, codes.MILLILITRE, relationship_type=relation))
+    return properties
 
 
 def _agreement(measurement: SegmentMeasurement) -> list[sr.Measurement]:

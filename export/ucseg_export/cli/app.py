@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ucseg_export.cli.calibrate import calibrate
 from ucseg_export.cli.everything import everything
 from ucseg_export.cli.int8 import int8
 from ucseg_export.cli.onnx import onnx
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(onnx)
 app.command()(prove)
+app.command()(calibrate)
 app.command()(int8)
 app.command()(tensorrt)
 app.command()(sign)

@@ -17,6 +17,9 @@ from ucseg_runtime.geometry import VolumeGeometry
 KnownBits: TypeAlias = UInt8Array
 """uint8; bit k − 1 is set where it is known whether class k is present."""
 
+MOST_CLASSES = 8
+"""Bits of `KnownBits`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Case:
