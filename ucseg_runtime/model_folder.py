@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 from ucseg_runtime.accuracy_gate import PROOFS_NAME, Proofs, proofs_from_json
+from ucseg_runtime.calibration import CALIBRATION_NAME, Calibration, calibration_from_json
 from ucseg_runtime.errors import ArtifactMismatchError, ManifestError, ModelError
 from ucseg_runtime.manifest import MANIFEST_NAME, Artifact, Manifest, manifest_from_json
 from ucseg_runtime.onnx_scan import objections
@@ -31,12 +32,17 @@ class Model:
         digest: SHA-256 of ``manifest.json``, 64 hexadecimal digits. The manifest names the digest of every other file,
             so this one stands for the whole folder.
         proofs: Which engines have shown that they decide like the reference; not part of the digest.
+        calibration: What was measured on cases that no weight has seen; not part of the digest. None where there is
+            nothing.
+        foreign_calibration: Whether there is a calibration that belongs to another model, and is ignored.
     """
 
     manifest: Manifest
     folder: Path
     digest: str
     proofs: Proofs
+    calibration: Calibration | None = None
+    foreign_calibration: bool = False
 
     def graph(self, key: str) -> bytes:
         """Content of one artifact, verified again, so that nothing unverified can reach an engine.
@@ -51,7 +57,8 @@ def load_model(folder: Path) -> Model:
     """Read a model folder and verify every file that its manifest names. Nothing of it is executed.
 
     Raises:
-        ManifestError: The manifest is missing, malformed or of an unknown schema version; or the proofs are malformed.
+        ManifestError: The manifest is missing, malformed or of an unknown schema version; or the proofs or the
+            calibration are malformed.
         ArtifactMismatchError: A file is missing, is not a plain file of this folder, differs from the manifest in size
             or digest, is not ONNX, or refers to anything outside itself.
     """
@@ -64,7 +71,11 @@ def load_model(folder: Path) -> Model:
     for key, artifact in manifest.artifacts.items():
         _refuse_foreign_parts(key, _verified(folder, key, artifact))
     digest = hashlib.sha256(content).hexdigest()
-    return Model(manifest, folder, digest, _proofs(folder, digest))
+    model = Model(manifest, folder, digest, _proofs(folder, digest))
+    calibration = _calibration(folder)
+    if calibration is None or calibration.model_digest == digest:
+        return replace(model, calibration=calibration)
+    return replace(model, foreign_calibration=True)
 
 
 def available_models(extra: Path | None = None) -> dict[str, Path]:
@@ -104,13 +115,23 @@ def default_model_folder() -> Path:
 
 
 def _proofs(folder: Path, digest: str) -> Proofs:
+    text = _optional_text(folder, PROOFS_NAME)
+    return Proofs(model_digest=digest) if text is None else proofs_from_json(text, digest)
+
+
+def _calibration(folder: Path) -> Calibration | None:
+    text = _optional_text(folder, CALIBRATION_NAME)
+    return None if text is None else calibration_from_json(text)
+
+
+def _optional_text(folder: Path, name: str) -> str | None:
+    """Content of a file that need not be there; None where it is not."""
     try:
-        text = _read_plain_file(folder / PROOFS_NAME, _MAX_MANIFEST_BYTES).decode("utf-8")
+        return _read_plain_file(folder / name, _MAX_MANIFEST_BYTES).decode("utf-8")
     except FileNotFoundError:
-        return Proofs(model_digest=digest)
+        return None
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"the model folder has no readable {PROOFS_NAME}.", hint=_RESTORE) from error
-    return proofs_from_json(text, digest)
+        raise ManifestError(f"the model folder has no readable {name}.", hint=_RESTORE) from error
 
 
 def _verified(folder: Path, key: str, artifact: Artifact) -> bytes:

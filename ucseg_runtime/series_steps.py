@@ -20,6 +20,7 @@ from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.timed import TimedBackend
 from ucseg_runtime.backends.triton_volume import RemoteRun, segment_on_server
 from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.decision import Decision, decide
 from ucseg_runtime.dicom.reader import files_sha256, read_voxels, source_headers
 from ucseg_runtime.dicom.source_study import source_key
 from ucseg_runtime.errors import InputError
@@ -66,6 +67,7 @@ class SeriesResult:
         files: Names of the published files.
         found: What was segmented, and what was left out.
         measurements: One per class.
+        decision: What is to be done with the results; None for pictures and clips, which are not decided upon.
         notes: What the caller should know of the outputs.
         engine: What computed it.
         engine_reason: Why this engine and precision were chosen.
@@ -77,6 +79,7 @@ class SeriesResult:
     files: tuple[str, ...]
     found: Found
     measurements: tuple[SegmentMeasurement, ...] | tuple[ClipMeasurement, ...]
+    decision: Decision | None
     notes: tuple[str, ...]
     engine: EngineInfo
     engine_reason: str
@@ -114,6 +117,7 @@ class InferredSeries:
         segmentation: On the straight grid that was segmented, with the uncertainty as it is stored.
         on_slices: The same on the slices as they were acquired; the same object where they lie on that grid.
         measurements: One per class.
+        decision: What is to be done with the results.
         picture: A PNG.
         identity: Everything but the images that decides what the outputs hold.
         engine_reason: Why this engine and precision were chosen.
@@ -127,6 +131,7 @@ class InferredSeries:
     segmentation: Segmentation
     on_slices: Segmentation
     measurements: tuple[SegmentMeasurement, ...]
+    decision: Decision
     picture: bytes
     identity: RunIdentity
     engine_reason: str
@@ -202,6 +207,7 @@ def infer_series(
             sources=read.sources,
             input_sha256=read.input_sha256,
             measurements=measurements,
+            decision=decide(read.volume, straight, measurements, model),
             picture=picture,
             segmentation=straight,
             on_slices=on_slices(segmentation, grid) if isinstance(grid, SliceStack) else straight,
@@ -236,6 +242,7 @@ def write_series(
         files=files,
         found=inferred.found,
         measurements=inferred.measurements,
+        decision=inferred.decision,
         notes=notes,
         engine=inferred.identity.engine,
         engine_reason=inferred.engine_reason,
@@ -253,6 +260,9 @@ def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, 
     }
     if inference.subnet_agreement:  # the stages one by one, which may round otherwise than the merged graph
         settings["subnet_agreement"] = True
+    calibration = model.calibration
+    if calibration is not None and calibration.score_limits is not None:  # outside the model's digest
+        settings["score_limits"] = calibration.score_limits.model_dump()
     return RunIdentity(
         model_name=model.manifest.name,
         model_version=model.manifest.version,
@@ -312,6 +322,7 @@ def _outputs_of(inferred: InferredSeries) -> SeriesOutputs:
         nifti_grid=found.grid if isinstance(found, NiftiImage) else grid,
         on_slices=inferred.on_slices,
         measurements=inferred.measurements,
+        decision=inferred.decision,
         picture_png=inferred.picture,
         sources=inferred.sources,
         identity=inferred.identity,
@@ -334,6 +345,7 @@ def _record(
         "identity": asdict(inferred.identity),
         "settings": settings_of(inference, outputs),
         "measurements": [asdict(item) for item in inferred.measurements],
+        "decision": inferred.decision.as_json(),
     }
 
 
