@@ -65,7 +65,7 @@ _KINDS = MappingProxyType(
         "noise_hu": _Kind("intensity", 2.0, "The noise", " HU", ratio=True, sides="above"),
         "found": _Kind("presence", 1.0, "The number of segments that were found", sides="below"),
         "present": _Kind("presence", 1.0, "{0}", sides="below"),
-        "volume_ml": _Kind("volume", 2.0, "The volume of {0}", " ml", ratio=True),
+        "volume_ml": _Kind("volume", 2.0, "The volume of {0}", " ml", 1, ratio=True),
         "left_mm": _Kind("place", 50.0, "How far {0} lies left of {1}", " mm"),
         "back_mm": _Kind("place", 50.0, "How far {0} lies behind {1}", " mm"),
         "up_mm": _Kind("place", 50.0, "How far {0} lies above {1}", " mm"),
