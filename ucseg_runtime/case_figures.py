@@ -13,7 +13,8 @@ Keys, units and what they are taken of:
 - ``found``: number of classes that were found. ``present/L``: 1 where class L was found, else 0.
 - ``volume_ml/L``; ``uncertainty/L``: mean in [0, 1] of its inner voxels; ``border_uncertainty/L``: of those next to
   another label; ``subnet_dice/L`` where it was counted. L is the label.
-- ``left_mm/L-M``, ``back_mm/L-M``, ``up_mm/L-M``: how far the median position of L lies from that of M, along LPS.
+- ``left_mm/L-M``, ``back_mm/L-M``, ``up_mm/L-M``: how far the median position of L lies from that of M, along LPS; of
+  segments of 5 ml and more.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ _LOOKED_AT = 2_000_000
 
 _NORMAL = 1.4826 / math.sqrt(2.0)
 """Median absolute difference of two equal Gaussian variables to the standard deviation of one."""
+
+_PLACED_FROM_ML = 5.0
+"""Smaller segments say little about where an organ lies: often they are false."""
 
 _DIRECTIONS = ("left", "back", "up")
 """Of the axes L, P and S."""
@@ -103,7 +107,8 @@ def _segment_figures(segmentation: Segmentation, measurements: Sequence[SegmentM
         if item.voxels:
             figures[f"volume_ml/{item.label}"] = item.volume_ml
             figures.update(counts.uncertainty(item.label))
-            places[item.label] = grid.lps_from_index(counts.median_index(item.label))
+            if item.volume_ml >= _PLACED_FROM_ML:
+                places[item.label] = grid.lps_from_index(counts.median_index(item.label))
     return figures | _offsets(places)
 
 

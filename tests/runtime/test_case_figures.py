@@ -16,6 +16,8 @@ from ucseg_runtime.segmentation import Segmentation, measure, ready_to_write
 from ucseg_runtime.volume import Volume
 
 PHANTOM = CtPhantom()
+LARGE = replace(PHANTOM, shape=(16, 18, 20), spacing_mm=(12.0, 12.0, 12.0))
+"""With organs of 5 ml and more."""
 CUBE = (slice(2, 7), slice(5, 12), slice(10, 20))
 
 
@@ -122,7 +124,7 @@ def test_a_segment_of_one_voxel_is_all_border() -> None:
 
 
 def test_classes_that_are_not_found_have_no_place_and_no_volume() -> None:
-    found = figures_of(segmentation_of(PHANTOM))
+    found = figures_of(segmentation_of(LARGE), LARGE)
 
     assert found["found"] == 4.0
     assert [found[f"present/{label}"] for label in range(1, 6)] == [1.0, 1.0, 1.0, 1.0, 0.0]
@@ -138,7 +140,7 @@ def test_nothing_found_at_all() -> None:
 
 
 def test_places_are_those_of_the_patient_whatever_the_orientation() -> None:
-    for phantom in (replace(phantom, shape=(16, 18, 20)) for phantom in all_orientations()):
+    for phantom in (replace(LARGE, orientation=other.orientation, flip=other.flip) for other in all_orientations()):
         found = figures_of(segmentation_of(phantom), phantom)
 
         # The liver is on the patient's right, the spleen on the left; the spine is behind, the lung above.
@@ -148,13 +150,17 @@ def test_places_are_those_of_the_patient_whatever_the_orientation() -> None:
 
 
 def test_a_few_voxels_far_away_do_not_move_a_segment() -> None:
-    labels = PHANTOM.labels
-    before = figures_of(segmentation_on(PHANTOM.geometry, labels))
-    labels[0, :2, :2] = 1
+    labels = LARGE.labels
+    before = figures_of(segmentation_on(LARGE.geometry, labels), LARGE)
+    labels[0, 0, :2] = 1
 
-    after = figures_of(segmentation_on(PHANTOM.geometry, labels))
+    after = figures_of(segmentation_on(LARGE.geometry, labels), LARGE)
 
     assert after["left_mm/1-2"] == before["left_mm/1-2"]
+
+
+def test_small_segments_have_no_place() -> None:
+    assert not [key for key in figures_of(segmentation_of(PHANTOM)) if key.startswith("left_mm")]
 
 
 def test_slabs_of_memory_do_not_change_counts() -> None:

@@ -132,7 +132,7 @@ def test_findings_name_classes_value_and_range_the_worst_first() -> None:
 
 
 def test_every_figure_that_is_measured_can_be_scored() -> None:
-    phantom = CtPhantom()
+    phantom = CtPhantom(shape=(16, 18, 20), spacing_mm=(12.0, 12.0, 12.0))
     segmentation = segmentation_of(phantom)
     figures = case_figures(
         Volume(phantom.hu, phantom.geometry, "CT"), ready_to_write(segmentation), measure(segmentation)
