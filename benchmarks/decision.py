@@ -13,11 +13,12 @@ the score that at most 5 % of the clean ones exceed.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from ucseg_runtime.decision import BUILT_IN_LIMITS, outcome_of
 from ucseg_runtime.dicom.reader import read_volume
 from ucseg_runtime.dicom.selection import select_series
 from ucseg_runtime.dicom.series import scan
+from ucseg_runtime.manifest import SegmentClass
 from ucseg_runtime.model_folder import Model, default_model_folder, load_model
 from ucseg_runtime.packaged_data import write_demo_study
 from ucseg_runtime.pipeline import segment_volume
@@ -46,48 +48,62 @@ from ucseg_training.data.demo_cases import demo_volumes
 
 TRAINED_ON = ("B", "C", "D", "lung1", "lung2")
 HELD_OUT = "A"
+AS_IT_IS = "as it is"
 FALSE_ALARMS = 0.05
 MARKS = "<!-- figures of benchmarks/decision.py -->", "<!-- end of figures -->"
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One scored copy of a patient.
+    """One copy of a patient.
 
     Attributes:
         patient: Who.
         change: What was done to it.
         amount: How much of it.
         corrupted: Whether something is wrong with it.
-        score: Of the case.
+        figures: Measured of it.
     """
 
     patient: str
     change: str
     amount: float
     corrupted: bool
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A copy and its case score."""
+
+    copy: Copy
     score: float
 
+    @property
+    def corrupted(self) -> bool:
+        """Whether something is wrong with the copy."""
+        return self.copy.corrupted
 
-def auroc(copies_scored: Sequence[Copy]) -> float:
+
+def auroc(copies_scored: Sequence[Scored]) -> float:
     """Probability that a corrupted copy has a higher score than a clean one; ties count half."""
     clean, corrupted = _scores(copies_scored)
     return float(mannwhitneyu(corrupted, clean).statistic / (len(clean) * len(corrupted)))
 
 
-def threshold(copies_scored: Sequence[Copy]) -> float:
+def threshold(copies_scored: Sequence[Scored]) -> float:
     """The least score that at most `FALSE_ALARMS` of the clean copies exceed."""
     clean, _ = _scores(copies_scored)
     return sorted(clean)[len(clean) - 1 - int(FALSE_ALARMS * len(clean))]
 
 
-def sensitivity(copies_scored: Sequence[Copy], limit: float) -> float:
+def sensitivity(copies_scored: Sequence[Scored], limit: float) -> float:
     """Share of the corrupted copies above a score."""
     _, corrupted = _scores(copies_scored)
     return float(np.mean([score > limit for score in corrupted]))
 
 
-def _scores(copies_scored: Sequence[Copy]) -> tuple[list[float], list[float]]:
+def _scores(copies_scored: Sequence[Scored]) -> tuple[list[float], list[float]]:
     clean = [item.score for item in copies_scored if not item.corrupted]
     return clean, [item.score for item in copies_scored if item.corrupted]
 
@@ -108,30 +124,36 @@ def figures_of(volume: Volume, model: Model, backend: Backend) -> dict[str, floa
     return case_figures(volume, ready_to_write(segmentation), measure(segmentation))
 
 
-def scored_copies(wanted: Sequence[str], model: Model, backend: Backend, say: bool = True) -> Iterator[Copy]:
-    """Every copy of every patient."""
-    known = {name: figures_of(volume, model, backend) for name, volume in patients(TRAINED_ON)}
-    for patient, volume in patients(wanted):
-        ranges = ranges_over([figures for name, figures in known.items() if name != patient])
-        for changes in (CLEAN_COPIES, CORRUPTIONS):
+def measured_copies(wanted: Sequence[str], model: Model, backend: Backend) -> Iterator[Copy]:
+    """Every copy of every patient; of training patients that are not wanted the image as it is, for the ranges."""
+    everybody = dict.fromkeys([*wanted, *TRAINED_ON])
+    for patient, volume in patients(tuple(everybody)):
+        for changes in (CLEAN_COPIES, CORRUPTIONS) if patient in wanted else ():
             for change, amount, copy in copies(volume, changes):
-                scored = score_case(figures_of(copy, model, backend), ranges, model.manifest.classes)
-                found = Copy(patient, change, amount, changes is CORRUPTIONS, scored.score)
-                if say:
-                    print(found, [item.check for item in scored.findings[:4]], flush=True)
-                yield found
+                yield Copy(patient, change, amount, changes is CORRUPTIONS, figures_of(copy, model, backend))
+        yield Copy(patient, AS_IT_IS, 0.0, False, figures_of(volume, model, backend))
 
 
-def tables(found: Sequence[Copy], engine: str) -> str:
+def scored(found: Sequence[Copy], classes: Sequence[SegmentClass]) -> list[Scored]:
+    """Every copy, by the ranges of the other training cases."""
+    known = {copy.patient: copy.figures for copy in found if copy.change == AS_IT_IS and copy.patient in TRAINED_ON}
+    scores = []
+    for copy in found:
+        ranges = ranges_over([figures for name, figures in known.items() if name != copy.patient])
+        scores.append(Scored(copy, score_case(copy.figures, ranges, classes).score))
+    return scores
+
+
+def tables(found: Sequence[Scored], engine: str) -> str:
     """Markdown of all figures."""
     limit = threshold(found)
-    groups: dict[str, list[Copy]] = {"all": list(found)}
-    if any(item.patient == HELD_OUT for item in found):
-        groups["A alone, held out"] = [item for item in found if item.patient == HELD_OUT]
-    if any(item.patient != HELD_OUT for item in found):
-        groups["training patients"] = [item for item in found if item.patient != HELD_OUT]
+    groups: dict[str, list[Scored]] = {"all": list(found)}
+    if any(item.copy.patient == HELD_OUT for item in found):
+        groups["A alone, held out"] = [item for item in found if item.copy.patient == HELD_OUT]
+    if any(item.copy.patient != HELD_OUT for item in found):
+        groups["training patients"] = [item for item in found if item.copy.patient != HELD_OUT]
     lines = [
-        f"Patients {', '.join(dict.fromkeys(item.patient for item in found))}; {engine} on {processor()}. "
+        f"Patients {', '.join(dict.fromkeys(item.copy.patient for item in found))}; {engine}. "
         f"The score that at most 5 % of all clean copies exceed was {limit:.3f}.",
         "",
         "| patients | clean copies | corrupted copies | AUROC | sensitivity at ≤ 5 % false alarms |",
@@ -146,9 +168,9 @@ def tables(found: Sequence[Copy], engine: str) -> str:
         "| copies | n | score: least, median, greatest | accept / review / reject by the built-in limits |",
         "|---|---|---|---|",
     ]
-    kinds = dict.fromkeys((item.change, item.amount) for item in found)
+    kinds = dict.fromkeys((item.copy.change, item.copy.amount) for item in found)
     for change, amount in kinds:
-        scores = sorted(item.score for item in found if (item.change, item.amount) == (change, amount))
+        scores = sorted(item.score for item in found if (item.copy.change, item.copy.amount) == (change, amount))
         outcomes = [outcome_of(score, BUILT_IN_LIMITS) for score in scores]
         counts = " / ".join(str(outcomes.count(outcome)) for outcome in ("accept", "review", "reject"))
         spread = f"{scores[0]:.2f}, {float(np.median(scores)):.2f}, {scores[-1]:.2f}"
@@ -163,19 +185,36 @@ def write_into(page: Path, text: str) -> None:
     page.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}", encoding="utf-8")
 
 
+def _measured(chosen: argparse.Namespace, model: Model) -> tuple[list[Copy], str]:
+    with open_backend(model, InferenceOptions(engine=chosen.engine)) as backend:
+        engine = backend.info.engine
+        found = []
+        for copy in measured_copies(chosen.patients, model, backend):
+            found.append(copy)
+            print(copy.patient, copy.change, copy.amount, flush=True)
+    return found, f"{engine.name} {engine.version} {engine.precision} on {processor()}"
+
+
+def _read(path: Path) -> tuple[list[Copy], str]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return [Copy(**fields) for fields in content["copies"]], content["engine"]
+
+
 def main() -> None:
     """Measure and print, or write into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--patients", nargs="+", default=["A", "B", "C", "D", "lung1"], choices=[HELD_OUT, *TRAINED_ON])
     parser.add_argument("--engine", default="auto")
-    parser.add_argument("--write", type=Path)
+    parser.add_argument("--write", type=Path, help="page that gets the figures")
+    parser.add_argument("--json", type=Path, help="every copy with what was measured of it: written, or read if there")
     chosen = parser.parse_args()
     began = time.perf_counter()
     model = load_model(default_model_folder())
-    with open_backend(model, InferenceOptions(engine=chosen.engine)) as backend:
-        found = list(scored_copies(chosen.patients, model, backend))
-        engine = backend.info.engine
-        text = tables(found, f"{engine.name} {engine.version} {engine.precision}")
+    found, engine = _read(chosen.json) if chosen.json and chosen.json.is_file() else _measured(chosen, model)
+    if chosen.json:
+        content = {"engine": engine, "copies": [asdict(copy) for copy in found]}
+        chosen.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    text = tables(scored(found, model.manifest.classes), engine)
     print(text)
     print(f"{time.perf_counter() - began:.0f} s")
     if chosen.write is not None:
