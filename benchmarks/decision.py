@@ -47,6 +47,7 @@ from ucseg_runtime.volume import Volume
 from ucseg_training.data.demo_cases import demo_volumes
 
 TRAINED_ON = ("B", "C", "D", "lung1", "lung2")
+LABELLED = ("B", "C", "D")
 HELD_OUT = "A"
 AS_IT_IS = "as it is"
 FALSE_ALARMS = 0.05
@@ -115,7 +116,8 @@ def patients(wanted: Sequence[str]) -> Iterator[tuple[str, Volume]]:
             write_demo_study(Path(folder))
             yield HELD_OUT, read_volume(select_series(scan(Path(folder)), "CT").chosen)
     if set(wanted) - {HELD_OUT}:
-        yield from ((name, volume) for name, volume in zip(TRAINED_ON, demo_volumes(), strict=True) if name in wanted)
+        named = zip(TRAINED_ON, demo_volumes(), strict=True)
+        yield from ((name, volume) for name, (volume, _) in named if name in wanted)
 
 
 def figures_of(volume: Volume, model: Model, backend: Backend) -> dict[str, float]:
@@ -136,12 +138,21 @@ def measured_copies(wanted: Sequence[str], model: Model, backend: Backend) -> It
 
 def scored(found: Sequence[Copy], classes: Sequence[SegmentClass]) -> list[Scored]:
     """Every copy, by the ranges of the other training cases."""
-    known = {copy.patient: copy.figures for copy in found if copy.change == AS_IT_IS and copy.patient in TRAINED_ON}
+    known = {
+        copy.patient: copy.figures if copy.patient in LABELLED else of_the_image(copy.figures)
+        for copy in found
+        if copy.change == AS_IT_IS and copy.patient in TRAINED_ON
+    }
     scores = []
     for copy in found:
         ranges = ranges_over([figures for name, figures in known.items() if name != copy.patient])
         scores.append(Scored(copy, score_case(copy.figures, ranges, classes).score))
     return scores
+
+
+def of_the_image(figures: Mapping[str, float]) -> dict[str, float]:
+    """Without those of the result, which of unlabelled training cases may be anything."""
+    return {key: value for key, value in figures.items() if "/" not in key and key != "found"}
 
 
 def tables(found: Sequence[Scored], engine: str) -> str:

@@ -1,8 +1,9 @@
 """What the figures of the training cases were: measured with the exported model, and put into its manifest.
 
-The deployed flow segments every training case as it was acquired, and what is measured of the result is what will be
-measured of every case that is decided upon (`ucseg_runtime.case_figures`). So the ranges say how the model behaves on
-what it knows. No label is looked at. Cases that taught the weights look surer than others do.
+The deployed flow segments every labelled training case as it was acquired, and what is measured of the result is what
+will be measured of every case that is decided upon (`ucseg_runtime.case_figures`). So the ranges say how the model
+behaves on what it knows. Labels are not looked at. Of cases without labels the image alone is measured: their result
+may be anything. Cases that taught the weights look surer than others do.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from ucseg_export.prove import REFERENCE
 from ucseg_runtime.backends import open_backend
-from ucseg_runtime.case_figures import case_figures
+from ucseg_runtime.case_figures import case_figures, image_figures
 from ucseg_runtime.errors import InputError, OutputError
 from ucseg_runtime.manifest import MANIFEST_NAME, manifest_from_json
 from ucseg_runtime.model_folder import Model
@@ -31,8 +32,8 @@ _OPTIONS = replace(REFERENCE, keep_probabilities=False, skip_air=True, subnet_ag
 """As users segment, on the reference implementation of ONNX in float32, stage by stage for the subnets' agreement."""
 
 
-def training_volumes(data: Path, spec_name: str) -> Iterator[Volume]:
-    """The training cases of a data set as they were acquired, labelled or not.
+def training_volumes(data: Path, spec_name: str) -> Iterator[tuple[Volume, bool]]:
+    """The training cases of a data set as they were acquired, and whether they are labelled.
 
     Args:
         data: Folder or list of the data set.
@@ -52,28 +53,31 @@ def training_volumes(data: Path, spec_name: str) -> Iterator[Volume]:
                 f"{entry.where} is no volume as it was acquired.",
                 hint="Ranges are measured of volumes with one channel, from DICOM or NIfTI files.",
             )
-        yield Volume(source.image.voxels[0], source.image.geometry, spec.modality)
+        yield Volume(source.image.voxels[0], source.image.geometry, spec.modality), entry.label is not None
 
 
-def measure_ranges(model: Model, volumes: Iterable[Volume]) -> TrainingRanges:
-    """Segment every volume and measure it.
+def measure_ranges(model: Model, cases: Iterable[tuple[Volume, bool]]) -> TrainingRanges:
+    """Measure every training case; those that are labelled are segmented.
 
     Args:
         model: Verified model folder.
-        volumes: At least one.
+        cases: At least one volume, each with whether it is labelled.
 
     Raises:
-        InputError: There is no volume.
+        InputError: There is no case.
         BackendError: The reference engine is missing or cannot run the model.
     """
     with open_backend(model, _OPTIONS, staged=True) as backend:
-        cases = []
-        for volume in volumes:
-            segmentation = segment_volume(volume, model.manifest, backend, _OPTIONS)
-            cases.append(case_figures(volume, ready_to_write(segmentation), measure(segmentation)))
-    if not cases:
+        measured = []
+        for volume, labelled in cases:
+            if labelled:
+                segmentation = segment_volume(volume, model.manifest, backend, _OPTIONS)
+                measured.append(case_figures(volume, ready_to_write(segmentation), measure(segmentation)))
+            else:
+                measured.append(image_figures(volume))
+    if not measured:
         raise InputError("there is no training case to measure.")
-    return ranges_over(cases)
+    return ranges_over(measured)
 
 
 def write_ranges(folder: Path, ranges: TrainingRanges) -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -18,6 +19,7 @@ from ucseg_runtime.backends.graphs import GRAPHS
 from ucseg_runtime.cli.app import app as runtime_app
 from ucseg_runtime.manifest import MANIFEST_NAME
 from ucseg_runtime.model_folder import load_model
+from ucseg_runtime.nifti import write_nifti
 
 MODEL = ModelPhantom(centres=(-8.0, 0.5, 6.0), tile_shape=(16, 32, 32))
 PHANTOM = CtPhantom(shape=(12, 40, 48))
@@ -41,6 +43,9 @@ def data_set(tmp_path: Path) -> tuple[Path, Path]:
     ):
         write_ct_series(tmp_path / name, phantom)
         rows.append({"name": name, "patient": name, "image": name, "split": split})
+    labels = np.where(PHANTOM.labels > 2, 0, PHANTOM.labels).astype(np.uint8)
+    write_nifti(tmp_path / "labels.nii.gz", labels, PHANTOM.geometry)
+    rows[0]["label"] = "labels.nii.gz"
     fields = manifest_fields(MODEL, dict.fromkeys(GRAPHS, b""))
     shared = ("modality", "dim", "activation", "classes", "preprocessing")
     spec = {name: fields[name] for name in shared}
@@ -67,6 +72,8 @@ def test_ranges_are_those_of_the_training_cases_alone(folder: Path, data_set: tu
     assert found is not None
     assert found.cases == 2
     assert found.figures["slices"] == (8.0, 12.0), "the case with 40 slices is held out"
+    volume_ml = found.figures["volume_ml/1"]
+    assert volume_ml[0] == volume_ml[1], "what is found in an unlabelled case may be anything"
     assert found.figures["present/1"] == (1.0, 1.0)
     assert found.figures["subnet_dice/1"] == (1.0, 1.0), "both subnets of this model decide alike"
     assert json.loads(result.stdout) == json.loads(found.model_dump_json())

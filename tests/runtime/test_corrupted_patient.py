@@ -14,9 +14,9 @@ from ucseg_runtime.decision import Decision, decide
 from ucseg_runtime.dicom.reader import read_volume
 from ucseg_runtime.dicom.selection import select_series
 from ucseg_runtime.dicom.series import scan
+from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.model_folder import default_model_folder, load_model
 from ucseg_runtime.pipeline import segment_volume
-from ucseg_runtime.preprocess import resample_to_model_grid
 from ucseg_runtime.segmentation import measure, ready_to_write
 from ucseg_runtime.volume import Volume
 
@@ -27,10 +27,11 @@ Decide = Callable[[Volume], Decision]
 
 @pytest.fixture(scope="module")
 def patient(patient_a_folder: Path) -> Volume:
-    """Patient A at 3 mm, the model's own grid, which the network sees in any case."""
+    """Every fourth voxel of patient A within slices: 2.8 mm, about the model's own grid."""
     volume = read_volume(select_series(scan(patient_a_folder), "CT").chosen)
-    voxels, grid, _ = resample_to_model_grid(volume, load_model(default_model_folder()).manifest.preprocessing)
-    return Volume(voxels, grid, "CT")
+    voxels, affine = volume.voxels[:, ::4, ::4], volume.geometry.affine.copy()
+    affine[:, 1:3] *= 4.0
+    return Volume(voxels, VolumeGeometry(affine, voxels.shape), "CT")
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,8 @@ def clean(patient: Volume, decided: Decide) -> Decision:
     return decided(patient)
 
 
-def test_the_patient_as_acquired_is_not_rejected(clean: Decision) -> None:
-    assert clean.outcome != "reject"
+def test_the_patient_as_acquired_is_accepted(clean: Decision) -> None:
+    assert clean.outcome == "accept"
     assert not clean.calibrated
 
 
@@ -61,7 +62,7 @@ def test_the_patient_as_acquired_is_not_rejected(clean: Decision) -> None:
     [
         pytest.param(with_noise, (60.0, 200.0), id="noise"),
         pytest.param(with_offset, (300.0, 1024.0), id="intercept"),
-        pytest.param(windowed, (2000.0, 400.0), id="window"),
+        pytest.param(windowed, (400.0,), id="burnt-in window"),
         pytest.param(truncated, (0.6, 0.3), id="field of view"),
         pytest.param(inverted, (0.4, 1.0), id="other modality"),
     ],

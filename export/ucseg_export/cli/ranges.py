@@ -37,8 +37,8 @@ def ranges(
         from ucseg_runtime.model_folder import load_model
         from ucseg_training.data.demo_cases import demo_volumes
 
-        volumes = training_volumes(data, spec) if data is not None and spec is not None else demo_volumes()
-        found = measure_ranges(load_model(model), volumes)
+        cases = training_volumes(data, spec) if data is not None and spec is not None else demo_volumes()
+        found = measure_ranges(load_model(model), cases)
         write_ranges(model, found)
         if as_json:
             print_json(found.model_dump(mode="json"))

