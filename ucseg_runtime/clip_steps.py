@@ -183,6 +183,7 @@ def write_clip(
         files=files,
         found=inferred.found,
         measurements=measurements,
+        decision=None,
         notes=(),
         engine=inferred.identity.engine,
         engine_reason=inferred.engine_reason,

@@ -21,6 +21,7 @@ CompressionChoice = Literal["auto", Compression]
 EmptyFrames = Literal["omit", "keep"]
 UncertaintyType = Literal["pm", "seg"]
 ExtraFormat = Literal["nifti", "nrrd", "rtstruct", "preview", "report"]
+FailOn = Literal["review", "reject"]
 ViewerName = Literal["any", "ohif", "slicer", "weasis", "legacy-pacs"]
 
 SEG_COMPRESSIONS: Mapping[SegType, tuple[Compression, ...]] = MappingProxyType(

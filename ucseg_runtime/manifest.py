@@ -17,6 +17,7 @@ from ucseg_runtime.errors import ManifestError
 from ucseg_runtime.intensity import Intensity
 from ucseg_runtime.intensity import PiecewiseLinear as PiecewiseLinear
 from ucseg_runtime.series_rules import SeriesRule, rules_from_texts
+from ucseg_runtime.training_ranges import TrainingRanges
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -288,6 +289,7 @@ class ModelSpec(_Frozen):
     provenance: dict[str, str]
     quality: tuple[Quality, ...] = ()
     series: SeriesChoice = SeriesChoice()
+    training_ranges: TrainingRanges | None = None
 
     def series_rules(self) -> tuple[SeriesRule, ...]:
         """Rules that a series must pass, apart from its modality."""

@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 
 from ucseg_runtime.arrays import UInt8Array
 from ucseg_runtime.config import OutputOptions
+from ucseg_runtime.decision import Decision
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.nifti import NiftiGrid, require_nibabel, write_nifti
@@ -43,6 +44,7 @@ class SeriesOutputs:
         nifti_grid: The same as NIfTI files say it: that of the input where it was one.
         on_slices: On the slices as they were acquired, for DICOM objects; the same object where they lie on that grid.
         measurements: One per class.
+        decision: What is to be done with the result.
         picture_png: The picture.
         sources: Header of every slice; none where the input was no DICOM series, which then has no DICOM objects.
         identity: What computed the result.
@@ -53,6 +55,7 @@ class SeriesOutputs:
     nifti_grid: VolumeGeometry | NiftiGrid
     on_slices: Segmentation
     measurements: tuple[SegmentMeasurement, ...]
+    decision: Decision
     picture_png: bytes
     sources: Sequence[Dataset]
     identity: RunIdentity
@@ -115,14 +118,14 @@ def _write_dicom(staging: Staging, series: SeriesOutputs, outputs: OutputOptions
     from ucseg_runtime.dicom.sr_writer import write_sr
     from ucseg_runtime.dicom.uncertainty_seg_writer import write_uncertainty_seg
 
-    on_slices, sources, identity = series.on_slices, series.sources, series.identity
-    seg = write_seg(staging.path(SEGMENTATION), on_slices, sources, identity, outputs.encoding)
+    on_slices, sources, identity, decision = series.on_slices, series.sources, series.identity, series.decision
+    seg = write_seg(staging.path(SEGMENTATION), on_slices, sources, identity, outputs.encoding, decision)
     target = staging.path(UNCERTAINTY)
     if outputs.uncertainty == "pm":
         uncertainty = write_pmap(target, on_slices, sources, identity)
     else:
         uncertainty = write_uncertainty_seg(target, on_slices, sources, identity, outputs.encoding)
-    write_sr(staging.path(REPORT), on_slices, series.measurements, sources, identity, seg, uncertainty)
+    write_sr(staging.path(REPORT), on_slices, series.measurements, sources, identity, seg, uncertainty, decision)
     if "rtstruct" in outputs.extras:
         write_rtstruct(staging.path(STRUCTURES), on_slices, sources, identity)
     if "preview" in outputs.extras:

@@ -20,6 +20,7 @@ from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.timed import TimedBackend
 from ucseg_runtime.backends.triton_volume import RemoteRun, segment_on_server
 from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.decision import Decision, decide
 from ucseg_runtime.dicom.reader import files_sha256, read_voxels, source_headers
 from ucseg_runtime.dicom.source_study import source_key
 from ucseg_runtime.errors import InputError
@@ -76,6 +77,7 @@ class SeriesResult:
         files: Names of the published files.
         found: What was segmented, and what was left out.
         measurements: One per class.
+        decision: What is to be done with the results; None for pictures and clips, which are not decided upon.
         notes: What the caller should know of the outputs.
         engine: What computed it.
         engine_reason: Why this engine and precision were chosen.
@@ -87,6 +89,7 @@ class SeriesResult:
     files: tuple[str, ...]
     found: Found
     measurements: tuple[SegmentMeasurement, ...] | tuple[ClipMeasurement, ...]
+    decision: Decision | None
     notes: tuple[str, ...]
     engine: EngineInfo
     engine_reason: str
@@ -124,6 +127,7 @@ class InferredSeries:
         segmentation: On the straight grid that was segmented, with the uncertainty as it is stored.
         on_slices: The same on the slices as they were acquired; the same object where they lie on that grid.
         measurements: One per class.
+        decision: What is to be done with the results.
         picture: A PNG.
         report: For the page; None where none is written.
         identity: Everything but the images that decides what the outputs hold.
@@ -139,6 +143,7 @@ class InferredSeries:
     segmentation: Segmentation
     on_slices: Segmentation
     measurements: tuple[SegmentMeasurement, ...]
+    decision: Decision
     picture: bytes
     report: ReportParts | None
     identity: RunIdentity
@@ -221,6 +226,7 @@ def infer_series(
             sources=read.sources,
             input_sha256=read.input_sha256,
             measurements=measurements,
+            decision=decide(read.volume, straight, measurements, model),
             picture=picture,
             report=report,
             segmentation=straight,
@@ -260,6 +266,7 @@ def write_series(
         files=files,
         found=inferred.found,
         measurements=inferred.measurements,
+        decision=inferred.decision,
         notes=notes,
         engine=inferred.identity.engine,
         engine_reason=inferred.engine_reason,
@@ -277,7 +284,7 @@ def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, 
     }
     if inference.subnet_agreement:  # the stages one by one, which may round otherwise than the merged graph
         settings["subnet_agreement"] = True
-    if model.calibration.calibration is not None:  # it decides what the volume intervals are
+    if model.calibration.calibration is not None:  # it decides volume intervals and limits of the score
         settings["calibration"] = model.calibration.calibration.digest
     return RunIdentity(
         model_name=model.manifest.name,
@@ -344,6 +351,7 @@ def _outputs_of(inferred: InferredSeries) -> SeriesOutputs:
         nifti_grid=found.grid if isinstance(found, NiftiImage) else grid,
         on_slices=inferred.on_slices,
         measurements=inferred.measurements,
+        decision=inferred.decision,
         picture_png=inferred.picture,
         sources=inferred.sources,
         identity=inferred.identity,
@@ -366,6 +374,7 @@ def _record(
         "identity": asdict(inferred.identity),
         "settings": settings_of(inference, outputs),
         "measurements": [asdict(item) for item in inferred.measurements],
+        "decision": inferred.decision.as_json(),
     }
 
 

@@ -24,6 +24,7 @@ from tests.pacs.programs import PacsPrograms
 from tests.phantoms import PHI_CANARIES, CtPhantom, write_ct_series
 from tests.processes import LOOPBACK, free_port
 from ucseg_runtime.cli.app import app
+from ucseg_runtime.decision import OUTCOMES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -83,6 +84,9 @@ def test_series_that_is_sent_comes_back_as_results_and_nothing_is_left(
         "ucseg_pacs_archive_reachable 1.0",
     ):
         assert line in metrics
+    decided = [outcome for outcome in OUTCOMES if f'ucseg_pacs_decisions_total{{outcome="{outcome}"}} 1.0' in metrics]
+    assert len(decided) == 1
+    assert f": segmented, {decided[0]}" in said
     assert [path.name for path in (listener.spool / "results").iterdir()] == [".ucseg-batch"]
     assert not any(word in (said + metrics).lower() for word in PHI_CANARIES)
     assert phantom.series_uid not in said + metrics

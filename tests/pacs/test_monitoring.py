@@ -45,6 +45,7 @@ def test_metrics_hold_counters_and_gauges() -> None:
     metrics = Metrics()
     metrics.received("no room")
     metrics.ended("failed")
+    metrics.decided("review")
     metrics.sent()
     metrics.send_failed("UCSEG-E170")
     text = metrics.text(replace(GAUGES, series={"ready": 2, "failed": 0})).decode()
@@ -53,6 +54,8 @@ def test_metrics_hold_counters_and_gauges() -> None:
         'ucseg_pacs_instances_total{outcome="no room"} 1.0',
         'ucseg_pacs_instances_total{outcome="stored"} 0.0',
         'ucseg_pacs_series_total{outcome="failed"} 1.0',
+        'ucseg_pacs_decisions_total{outcome="review"} 1.0',
+        'ucseg_pacs_decisions_total{outcome="reject"} 0.0',
         "ucseg_pacs_objects_sent_total 1.0",
         'ucseg_pacs_send_failures_total{code="UCSEG-E170"} 1.0',
         "ucseg_pacs_spool_bytes 10.0",

@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset, FileDataset
 from tests.phantoms import OBLIQUE, CtPhantom
 from tests.results import CLASSES, IDENTITY, conformance, nothing_found, segmentation_of, sources_of
 from ucseg_runtime.config import SegEncoding, SegType
+from ucseg_runtime.decision import Decision, Reason
 from ucseg_runtime.dicom.pmap_writer import write_pmap
 from ucseg_runtime.dicom.seg_writer import write_seg
 from ucseg_runtime.dicom.sr_writer import write_sr
@@ -34,13 +35,17 @@ PHANTOM = CtPhantom()
 
 
 def write_report(
-    folder: Path, segmentation: Segmentation, phantom: CtPhantom = PHANTOM, seg_type: SegType = "binary"
+    folder: Path,
+    segmentation: Segmentation,
+    phantom: CtPhantom = PHANTOM,
+    seg_type: SegType = "binary",
+    decision: Decision | None = None,
 ) -> FileDataset:
     sources = sources_of(phantom)
     seg = write_seg(folder / "seg.dcm", segmentation, sources, IDENTITY, SegEncoding(seg_type))
     pmap = write_pmap(folder / "pm.dcm", segmentation, sources, IDENTITY)
     measurements = with_volume_intervals(measure(segmentation), segmentation, None)
-    return write_sr(folder / "sr.dcm", segmentation, measurements, sources, IDENTITY, seg, pmap)
+    return write_sr(folder / "sr.dcm", segmentation, measurements, sources, IDENTITY, seg, pmap, decision)
 
 
 @pytest.fixture(scope="module")
@@ -260,6 +265,26 @@ def test_dciodvfy_finds_no_error_and_warns_only_of_the_private_code(
     assert report.warnings == Counter({PRIVATE_CODE: uses})
 
 
+def test_a_decision_and_its_reasons_are_evaluations_of_the_whole_and_the_report_conforms(tmp_path: Path) -> None:
+    reasons = (Reason("air", 0.9, 0.5, "The share of air is 0.90 – too much."), Reason("slices", 3.0, 9.0, "Few."))
+    decision = Decision("review", calibrated=False, score=0.614, reasons=reasons)
+
+    report = write_report(tmp_path, segmentation_of(PHANTOM), decision=decision)
+
+    (container,) = [item for item in report.ContentSequence if meaning(item) == "Qualitative Evaluations"]
+    coded, *texts = container.ContentSequence
+    assert (meaning(coded), coded.ConceptCodeSequence[0].CodeValue) == ("Decision on the result", "review")
+    assert [item.TextValue for item in texts] == [
+        "review (score 0.61, uncalibrated)",
+        "The share of air is 0.90 ? too much.",
+        "Few.",
+    ]
+    assert {item.RelationshipType for item in (container, *container.ContentSequence)} == {"CONTAINS"}
+    found = conformance(tmp_path / "sr.dcm")
+    assert not found.errors
+    assert set(found.warnings) <= {PRIVATE_CODE}
+
+
 @pytest.mark.parametrize("seg_type", ["binary", "labelmap", "fractional"])
 def test_report_on_every_kind_of_segmentation_conforms_and_leads_to_its_segments(
     tmp_path: Path, seg_type: SegType
@@ -281,7 +306,7 @@ def test_dcmqi_reads_the_same_measurements(tmp_path: Path) -> None:
     import dcmqi
 
     segmentation = segmentation_of(PHANTOM)
-    write_report(tmp_path, segmentation)
+    write_report(tmp_path, segmentation, decision=Decision("reject", calibrated=True, score=1.0, reasons=()))
     tool = Path(dcmqi.__file__).parent / "bin" / "tid1500reader"
     target = tmp_path / "report.json"
     command = [str(tool), "--inputDICOM", str(tmp_path / "sr.dcm"), "--outputMetadata", str(target)]

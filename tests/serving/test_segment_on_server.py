@@ -18,10 +18,11 @@ from ucseg_runtime.backends import open_backend
 from ucseg_runtime.backends.triton_volume import segment_on_server
 from ucseg_runtime.cli.app import app
 from ucseg_runtime.config import InferenceOptions
+from ucseg_runtime.decision import decide
 from ucseg_runtime.errors import BackendUnavailableError, EngineMismatchError, InputError
 from ucseg_runtime.model_folder import load_model
 from ucseg_runtime.pipeline import segment_volume
-from ucseg_runtime.segmentation import Segmentation
+from ucseg_runtime.segmentation import Segmentation, measure, ready_to_write
 from ucseg_runtime.server_options import TritonServer, server_address
 from ucseg_runtime.volume import Volume
 
@@ -72,6 +73,18 @@ def test_volume_mode_gives_the_same_labels_and_the_uncertainty_in_steps(
     np.testing.assert_array_equal(result.label_map, expected.label_map)
     np.testing.assert_allclose(result.uncertainty, expected.uncertainty, atol=0.5 / 65535 + 1e-7)
     result.label_map[0, 0, 0] = 0  # the caller owns what it gets
+
+
+@pytest.mark.parametrize("mode", ["tile", "volume"])
+def test_a_result_of_a_server_is_decided_upon_as_one_of_the_embedded_engine(
+    served_phantom: ServedPhantom, expected: Segmentation, mode: Literal["tile", "volume"]
+) -> None:
+    result = through_server(served_phantom, server(served_phantom, "grpc", mode=mode))
+    decisions = [
+        decide(VOLUME, ready_to_write(found), measure(found), served_phantom.model) for found in (expected, result)
+    ]
+    assert decisions[0] == decisions[1]
+    assert decisions[0].reasons
 
 
 def test_volume_mode_refuses_what_it_cannot_return(served_phantom: ServedPhantom) -> None:

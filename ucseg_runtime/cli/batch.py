@@ -12,6 +12,7 @@ import typer
 from ucseg_runtime.cli.options import (
     AllowGapsOption,
     DeviceOption,
+    FailOnOption,
     GateOption,
     JsonOption,
     ModelOption,
@@ -43,6 +44,7 @@ from ucseg_runtime.cli.runner_options import (
     RunnerArguments,
     RunnerOption,
 )
+from ucseg_runtime.cli.segment import require_decided
 from ucseg_runtime.cli.server_options import (
     EngineOrServerOption,
     ServerArguments,
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from ucseg_runtime.batch.export_index import ExportIndex
     from ucseg_runtime.batch.forecast import Forecast
     from ucseg_runtime.batch.plan import BatchPlan, Belief, SeriesOutcome, Shard
+    from ucseg_runtime.decision import Outcome
     from ucseg_runtime.manifest import SegmentClass
 
 ExportArgument = Annotated[Path, typer.Argument(help="Folder of the export, or one zip archive.", show_default=False)]
@@ -116,6 +119,7 @@ def batch(
     skip_air: SkipAirOption = True,
     mode: ModeOption = "auto",
     subnet_agreement: SubnetAgreementOption = False,
+    fail_on: FailOnOption = None,
     device: DeviceOption = 0,
     url: UrlOption = None,
     triton_mode: TritonModeOption = "tile",
@@ -134,7 +138,8 @@ def batch(
 ) -> None:
     """Segment every series of an export that fits the model; run again, and only what is missing or changed is done.
 
-    Exit code 7 says that some series failed; they are in failures.csv, and the next run tries them again.
+    Exit code 7 says that some series failed; they are in failures.csv, and the next run tries them again. With
+    --fail-on and no failure it tells the worst decision over all series that are done, those of earlier runs too.
     """
     with reported(as_json):
         cluster = RunnerArguments(runner, ray_address, actors, actor_cpus, actor_gpus)
@@ -142,6 +147,8 @@ def batch(
         from ucseg_runtime.batch.forecast import forecast
         from ucseg_runtime.batch.plan import BatchOptions, check_folders, plan_batch
         from ucseg_runtime.batch.run import run_batch
+        from ucseg_runtime.batch.summary import decided
+        from ucseg_runtime.decision import exit_code
         from ucseg_runtime.model_folder import default_model_folder, load_model
         from ucseg_runtime.report.batch_report import INDEX, check_index, is_index, write_index
 
@@ -170,6 +177,7 @@ def batch(
         if report:
             check_index(out)
         loaded = load_model(model or default_model_folder())
+        require_decided(loaded.manifest, fail_on)
         who = RunnerArguments("local") if dry_run else cluster
         progress = _Progress(quiet=as_json)
         with who.opened(loaded, inference, outputs, export, out) as opened:
@@ -192,11 +200,14 @@ def batch(
                     _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard)
                     if report or is_index(out / INDEX):
                         write_index(out)
-        _show_outcomes(outcomes, index, out, as_json)
+        decisions = decided(outcomes)
+        _show_outcomes(outcomes, index, out, decisions, as_json)
         if report and not as_json:
             typer.echo(f"Open in a browser: {out / INDEX}")
         if index.unreadable or any(outcome.state == "failed" for outcome in outcomes):
             raise typer.Exit(EXIT_SOME_FAILED)
+        if code := exit_code(decisions.elements(), fail_on):
+            raise typer.Exit(code)
 
 
 def _shard(text: str) -> Shard:
@@ -275,7 +286,9 @@ def _write_tables(
     )
 
 
-def _show_outcomes(outcomes: list[SeriesOutcome], index: ExportIndex, out: Path, as_json: bool) -> None:
+def _show_outcomes(
+    outcomes: list[SeriesOutcome], index: ExportIndex, out: Path, decisions: Counter[Outcome], as_json: bool
+) -> None:
     counts = Counter(outcome.state for outcome in outcomes)
     if as_json:
         rows = [
@@ -292,9 +305,24 @@ def _show_outcomes(outcomes: list[SeriesOutcome], index: ExportIndex, out: Path,
             {"files": files, "code": code, "reason": reason} for (code, reason), files in sorted(index.skipped.items())
         ]
         states = {str(state): count for state, count in counts.items()}
-        print_json({"counts": states, "series": rows, "left_out": left_out, "unreadable": index.unreadable})
+        print_json(
+            {
+                "counts": states,
+                "decisions": dict(decisions),
+                "series": rows,
+                "left_out": left_out,
+                "unreadable": index.unreadable,
+            }
+        )
         return
-    print_table(f"results in {out}", ("series", "number"), [(state, str(count)) for state, count in counts.items()])
+    print_table(
+        f"results in {out}",
+        ("series", "number"),
+        [
+            *((state, str(count)) for state, count in counts.items()),
+            *((f"decision: {outcome}", str(count)) for outcome, count in decisions.items()),
+        ],
+    )
 
 
 def _show_forecast(found: Forecast, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ucseg_runtime.config import EngineChoice, Mode, PrecisionChoice, SegType
+from ucseg_runtime.config import EngineChoice, FailOn, Mode, PrecisionChoice, SegType
 from ucseg_runtime.series_rules import SeriesRule, rules_from_texts
 
 _KINDS = "Folder (searched with all its subfolders), DICOM file, DICOMDIR, zip archive, or NIfTI image (extra: nifti)"
@@ -37,6 +37,15 @@ GateOption = Annotated[
     bool,
     typer.Option(
         "--gate/--no-gate", help="Refuse engines that did not pass the accuracy gate; skipping it is recorded."
+    ),
+]
+FailOnOption = Annotated[
+    FailOn | None,
+    typer.Option(
+        "--fail-on",
+        help="Exit code 8 where the decision is review and 9 where it is reject; with reject, 9 alone. "
+        "Results are written all the same.",
+        show_default=False,
     ),
 ]
 SegTypeOption = Annotated[SegType, typer.Option("--seg-type", help="Encoding of the DICOM SEG.")]

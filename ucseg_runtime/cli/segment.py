@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from ucseg_runtime.cli.options import (
     DeviceOption,
     ExcludeOption,
     ExpectInstancesOption,
+    FailOnOption,
     GateOption,
     GpuMemoryOption,
     InputsArgument,
@@ -64,15 +65,19 @@ from ucseg_runtime.cli.server_options import (
     UrlOption,
     split_engine,
 )
-from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.config import FailOn, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.errors import EXIT_SOME_FAILED
 from ucseg_runtime.server_options import TlsFiles
 
 if TYPE_CHECKING:
+    from ucseg_runtime.decision import Decision
+    from ucseg_runtime.manifest import Manifest
     from ucseg_runtime.neighbours import Outcome
     from ucseg_runtime.segmentation import SegmentMeasurement
     from ucseg_runtime.series_steps import SeriesResult
     from ucseg_runtime.timeline import ClipMeasurement
+
+_REASONS_SHOWN = 5
 
 
 def segment(
@@ -101,6 +106,7 @@ def segment(
     skip_air: SkipAirOption = True,
     mode: ModeOption = "auto",
     subnet_agreement: SubnetAgreementOption = False,
+    fail_on: FailOnOption = None,
     max_memory: MaxMemoryOption = 0,
     cache: CacheOption = False,
     device: DeviceOption = 0,
@@ -123,7 +129,7 @@ def segment(
     """Segment one series: DICOM SEG, uncertainty map, report and picture in the folder given with --out.
 
     Of several inputs one series each is segmented, with results in the folders 1, 2, … of --out, in the order of the
-    inputs; exit code 7 says that some of them failed.
+    inputs; exit code 7 says that some of them failed. With --fail-on the exit code tells the worst decision.
     """
     if len(input) > 1:
         _refuse_options_for_one_input(series, expect_instances, max_memory)
@@ -154,9 +160,9 @@ def segment(
         archive = ArchiveArguments(ca=archive_ca, token=archive_token_file, basic=archive_basic_file)
         with _local(input, archive) as sources:
             if len(sources) == 1:
-                run_and_report(sources[0], out, model, inference, outputs, wanted, as_json)
+                run_and_report(sources[0], out, model, inference, outputs, wanted, as_json, fail_on)
             else:
-                _run_many_and_report(sources, out, model, inference, outputs, wanted, as_json)
+                _run_many_and_report(sources, out, model, inference, outputs, wanted, as_json, fail_on)
 
 
 @contextmanager
@@ -190,18 +196,39 @@ def run_and_report(
     outputs: OutputOptions,
     wanted: InputOptions,
     as_json: bool,
+    fail_on: FailOn | None = None,
 ) -> None:
-    """Segment and print the summary. Raises what `segment_series` raises."""
+    """Segment and print the summary. Raises what `segment_series` raises, and Exit for what `fail_on` says."""
     from ucseg_runtime.model_folder import default_model_folder, load_model
     from ucseg_runtime.series_pipeline import segment_series
 
     loaded = load_model(model or default_model_folder())
+    require_decided(loaded.manifest, fail_on)
     with tile_progress(quiet=as_json) as progress:
         result = segment_series(source, out, loaded, inference, outputs, wanted, progress)
     if as_json:
         print_json(_as_json(result))
     else:
         _print_summary(result)
+    _exit_by_decision([result], fail_on)
+
+
+def require_decided(manifest: Manifest, fail_on: FailOn | None) -> None:
+    """Nobody who relies on decisions shall go without them.
+
+    Raises:
+        typer.BadParameter: The model is for pictures and clips, which are not decided upon.
+    """
+    if fail_on is not None and manifest.image_kind == "frames":
+        raise typer.BadParameter("results of pictures and clips are not decided upon.", param_hint="--fail-on")
+
+
+def _exit_by_decision(results: Iterable[SeriesResult], fail_on: FailOn | None) -> None:
+    from ucseg_runtime.decision import exit_code
+
+    outcomes = [result.decision.outcome for result in results if result.decision is not None]
+    if code := exit_code(outcomes, fail_on):
+        raise typer.Exit(code)
 
 
 def _refuse_options_for_one_input(series_uid: str | None, expect_instances: int, max_memory_mb: int) -> None:
@@ -221,17 +248,19 @@ def _run_many_and_report(
     outputs: OutputOptions,
     wanted: InputOptions,
     as_json: bool,
+    fail_on: FailOn | None,
 ) -> None:
     """Segment all inputs and print one row each. Folders are numbered, since names can hold patient data.
 
     Raises:
-        Exit: Some inputs failed.
+        Exit: Some inputs failed, or a decision is as bad as `fail_on`.
         UcsegError: See `segment_neighbours`.
     """
     from ucseg_runtime.model_folder import default_model_folder, load_model
     from ucseg_runtime.neighbours import Refused, SeriesJob, segment_neighbours
 
     loaded = load_model(model or default_model_folder())
+    require_decided(loaded.manifest, fail_on)
     outcomes: list[Outcome] = []
 
     def report(outcome: Outcome) -> None:
@@ -244,9 +273,12 @@ def _run_many_and_report(
     if as_json:
         print_json([_outcome_as_json(outcome) for outcome in outcomes])
     else:
-        print_table(f"results in {out}", ("study", "outcome", "segments"), [_row(outcome) for outcome in outcomes])
+        print_table(
+            f"results in {out}", ("study", "outcome", "decision", "segments"), [_row(outcome) for outcome in outcomes]
+        )
     if any(isinstance(outcome, Refused) for outcome in outcomes):
         raise typer.Exit(EXIT_SOME_FAILED)
+    _exit_by_decision([outcome.result for outcome in outcomes if not isinstance(outcome, Refused)], fail_on)
 
 
 def _in_words(outcome: Outcome) -> str:
@@ -258,12 +290,14 @@ def _in_words(outcome: Outcome) -> str:
     return "; ".join(["done", *notes, *outcome.result.found.left_out()])
 
 
-def _row(outcome: Outcome) -> tuple[str, str, str]:
+def _row(outcome: Outcome) -> tuple[str, str, str, str]:
     from ucseg_runtime.neighbours import Refused
 
     if isinstance(outcome, Refused):
-        return str(outcome.ordinal), f"{outcome.error.code} {type(outcome.error).__name__}", ""
-    return str(outcome.ordinal), "done", ", ".join(map(_segment_in_words, outcome.result.measurements))
+        return str(outcome.ordinal), f"{outcome.error.code} {type(outcome.error).__name__}", "", ""
+    decision = outcome.result.decision
+    segments = ", ".join(map(_segment_in_words, outcome.result.measurements))
+    return str(outcome.ordinal), "done", "" if decision is None else decision.in_words, segments
 
 
 def _segment_in_words(item: SegmentMeasurement | ClipMeasurement) -> str:
@@ -288,7 +322,17 @@ def _print_summary(result: SeriesResult) -> None:
     engine = result.engine
     title = f"{result.found.name}, {engine.name} {engine.precision}, {sum(result.seconds.values()):.1f} s"
     print_table(title, *_segment_table(result))
+    if result.decision is not None:
+        for line in _decision_lines(result.decision):
+            typer.echo(line)
     typer.echo(f"written to {result.folder}: {', '.join(result.files)}")
+
+
+def _decision_lines(decision: Decision) -> list[str]:
+    """The decision and its first reasons."""
+    shown, more = decision.reasons[:_REASONS_SHOWN], len(decision.reasons) - _REASONS_SHOWN
+    lines = [f"decision: {decision.in_words}", *(f"  {reason.text}" for reason in shown)]
+    return [*lines, f"  {more} more in record.json"] if more > 0 else lines
 
 
 def _segment_table(result: SeriesResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -328,6 +372,7 @@ def _as_json(result: SeriesResult) -> dict[str, object]:
         "notes": [*result.found.notes, *result.notes],
         "engine": {**asdict(result.engine), "reason": result.engine_reason},
         "measurements": [asdict(item) for item in result.measurements],
+        "decision": None if result.decision is None else result.decision.as_json(),
         "files": list(result.files),
         "seconds": result.seconds,
     }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import CodedConcept
 from pydicom.sr.coding import Code as DicomCode
 
+from ucseg_runtime.decision import Outcome
 from ucseg_runtime.manifest import Code, SegmentClass
 
 PRIVATE_SCHEME = "99UCSEG"
@@ -17,6 +21,19 @@ saliency, entropy and others, but no uncertainty of a classifier."""
 BETWEEN_SUBNET_DICE = DicomCode("subnet-dice", PRIVATE_SCHEME, "Dice coefficient between subnets")
 """Private: public schemes know the Dice coefficient of a segmentation and a reference, not of two networks."""
 
+DECISION = DicomCode("decision", PRIVATE_SCHEME, "Decision on the result")
+DECISIONS: Mapping[Outcome, DicomCode] = MappingProxyType(
+    {
+        "accept": DicomCode("accept", PRIVATE_SCHEME, "Accept"),
+        "review": DicomCode("review", PRIVATE_SCHEME, "Review before use"),
+        "reject": DicomCode("reject", PRIVATE_SCHEME, "Reject"),
+    }
+)
+DECISION_BASIS = DicomCode("decision-basis", PRIVATE_SCHEME, "Basis of the decision")
+DECISION_REASON = DicomCode("decision-reason", PRIVATE_SCHEME, "Reason of the decision")
+"""Private: public schemes know categories of quality of images and of findings, not of a machine's result."""
+
+QUALITATIVE_EVALUATIONS = DicomCode("C0034375", "UMLS", "Qualitative Evaluations")
 VOLUME = DicomCode("118565006", "SCT", "Volume")
 MAXIMUM_3D_DIAMETER = DicomCode("L0JK", "IBSI", "Maximum 3D Diameter of a Mesh")
 PERCENTILE_95 = DicomCode("371889001", "SCT", "95th Percentile Value of population")

@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset, FileDataset
 
 from ucseg_runtime.arrays import UInt8Array
 from ucseg_runtime.config import SegEncoding
+from ucseg_runtime.decision import Decision
 from ucseg_runtime.dicom.codes import concept, long_string
 from ucseg_runtime.dicom.derived_object import building, finish, save
 from ucseg_runtime.dicom.equipment import algorithm_identification
@@ -43,6 +44,7 @@ def write_seg(
     sources: Sequence[Dataset],
     identity: RunIdentity,
     encoding: SegEncoding = BINARY,
+    decision: Decision | None = None,
 ) -> FileDataset:
     """Write a DICOM Segmentation and return it without its pixel data, after it was read back and compared.
 
@@ -53,6 +55,7 @@ def write_seg(
         identity: What computed the result.
         encoding: ``binary``: one bit per voxel and segment. ``labelmap``: one value per voxel. ``fractional``:
             probability × 255 per voxel and segment.
+        decision: What is to be done with the result; the description of the series says so where it is not accepted.
 
     Raises:
         OSError: The file cannot be written.
@@ -66,6 +69,8 @@ def write_seg(
         study = source_study(sources, segmentation.geometry, identity)
         dataset = _built(segmentation, study, identity, encoding, name)
         finish(dataset, study, name.kind)
+        if decision is not None:
+            dataset.SeriesDescription = long_string(f"{dataset.SeriesDescription}{decision.suffix}")
     save(dataset, path)
     del dataset  # or there would be two of it while it is read back
     return _read_back(path, segmentation, study, encoding)

@@ -12,6 +12,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.sr.coding import Code
 from pydicom.uid import SegmentationStorage
 
+from ucseg_runtime.decision import Decision
 from ucseg_runtime.dicom import codes
 from ucseg_runtime.dicom.derived_object import building, finish, read_header, reading_back, save
 from ucseg_runtime.dicom.equipment import algorithm_parameters, equipment
@@ -37,13 +38,15 @@ def write_sr(
     identity: RunIdentity,
     seg_dataset: Dataset,
     uncertainty_dataset: Dataset,
+    decision: Decision | None = None,
 ) -> FileDataset:
     """Write the measurement report and return it, after it was read back and compared.
 
     Every class has a group that refers to its segment and says whether it is present or absent and what volume it has,
     with the distances to both ends of its interval, and whether that was calibrated among the algorithm's parameters.
     A present one also has its largest diameter, and the mean and 95th percentile of its uncertainty, which refer to the
-    object that holds the uncertainty. The evidence lists every source instance, the segmentation and that object.
+    object that holds the uncertainty. What is to be done with the result, on what basis and why are qualitative
+    evaluations of the whole. The evidence lists every source instance, the segmentation and that object.
     The report is complete, preliminary and unverified.
 
     Args:
@@ -54,6 +57,7 @@ def write_sr(
         identity: What computed the result.
         seg_dataset: The written segmentation; pixel data are not needed.
         uncertainty_dataset: The written Parametric Map or segmentation of the uncertainty; pixel data are not needed.
+        decision: What is to be done with the result; None: the report says nothing of it.
 
     Raises:
         OSError: The file cannot be written.
@@ -70,9 +74,11 @@ def write_sr(
         study = source_study(sources, segmentation.geometry, identity)
         references = _References(study, identity, seg_dataset, uncertainty_dataset)
         dataset = _document(references, segmentation.classes, measurements)
+        if decision is not None:
+            dataset.ContentSequence.append(_evaluation(decision))
         finish(dataset, study, _KIND)
     save(dataset, path)
-    return _read_back(path, measurements)
+    return _read_back(path, measurements, decision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,16 +247,41 @@ def _uncertainty(references: _References, value: float, derivation: Code) -> sr.
     )
 
 
-def _read_back(path: Path, measurements: Sequence[SegmentMeasurement]) -> FileDataset:
+def _evaluation(decision: Decision) -> sr.ContainerContentItem:
+    """What is to be done with the result, and every reason.
+
+    Source: DICOM PS3.16 TID 1500, Qualitative Evaluations.
+    """
+    contains = sr.RelationshipTypeValues.CONTAINS
+    container = sr.ContainerContentItem(codes.QUALITATIVE_EVALUATIONS, relationship_type=contains)
+    container.ContentSequence = sr.ContentSequence(
+        [
+            sr.CodeContentItem(codes.DECISION, codes.DECISIONS[decision.outcome], contains),
+            sr.TextContentItem(codes.DECISION_BASIS, decision.in_words, contains),
+            *(sr.TextContentItem(codes.DECISION_REASON, _ascii(reason.text), contains) for reason in decision.reasons),
+        ]
+    )
+    return container
+
+
+def _ascii(text: str) -> str:
+    """Names of classes can hold letters that the character set of the study has not."""
+    return text.encode("ascii", "replace").decode()
+
+
+def _read_back(path: Path, measurements: Sequence[SegmentMeasurement], decision: Decision | None) -> FileDataset:
     with reading_back():
         dataset = read_header(path)
         volumes = _volumes_ml(dataset)
+        decided = _decided(dataset)
     expected = [item.volume_ml for item in measurements]
     rounding = 10.0**-_VOLUME_DECIMALS
     if len(volumes) != len(expected) or not all(
         math.isclose(found, wanted, abs_tol=rounding) for found, wanted in zip(volumes, expected, strict=True)
     ):
         raise SegWriteError("the report that was read back has other volumes than were measured.")
+    if decided != ([] if decision is None else [decision.outcome]):
+        raise SegWriteError("the report that was read back has another decision than was made.")
     return dataset
 
 
@@ -263,6 +294,17 @@ def _volumes_ml(dataset: Dataset) -> list[float]:
         for group in container.ContentSequence
         for item in group.ContentSequence
         if _name(item) == codes.VOLUME.value
+    ]
+
+
+def _decided(dataset: Dataset) -> list[str]:
+    """Every decision, from the content tree alone."""
+    containers = [item for item in dataset.ContentSequence if _name(item) == codes.QUALITATIVE_EVALUATIONS.value]
+    return [
+        str(item.ConceptCodeSequence[0].CodeValue)
+        for container in containers
+        for item in container.ContentSequence
+        if _name(item) == codes.DECISION.value
     ]
 
 

@@ -74,7 +74,9 @@ class Listener:
         self._method = method
         self._back_off = back_off or BackOff()
         self._clock = clock
-        self._rounds = Rounds(parts.spool, parts.outbox, RoundReport(self._tell, parts.metrics.ended, self._queued))
+        self._rounds = Rounds(
+            parts.spool, parts.outbox, RoundReport(self._tell, parts.metrics.ended, parts.metrics.decided, self._queued)
+        )
         self._failures = 0
         self._due = 0.0
         self._reason = ""

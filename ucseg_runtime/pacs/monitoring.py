@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
+from ucseg_runtime.decision import OUTCOMES, Outcome
 from ucseg_runtime.errors import SpoolError
 from ucseg_runtime.pacs.packages import require_pacs_extra
 
@@ -82,6 +83,14 @@ class Metrics:
         self._stages = Gauge("ucseg_pacs_spooled_series", "Series in the spool.", ["stage"], registry=registry)
         self._waiting = Gauge("ucseg_pacs_deliveries_waiting", "Series that are not all sent.", registry=registry)
         self._reachable = Gauge("ucseg_pacs_archive_reachable", "1 if the archive answered last.", registry=registry)
+        self._decisions = Counter(
+            "ucseg_pacs_decisions",
+            "Segmented series by what is to be done with the result.",
+            ["outcome"],
+            registry=registry,
+        )
+        for decision in OUTCOMES:
+            self._decisions.labels(decision)
         for received in ("stored", "no room", "damaged"):
             self._instances.labels(received)
         for ended in ("segmented", "failed", "unsuitable", "incomplete"):
@@ -94,6 +103,10 @@ class Metrics:
     def ended(self, outcome: Ended) -> None:
         """It is known what becomes of a series."""
         self._series.labels(outcome).inc()
+
+    def decided(self, outcome: Outcome) -> None:
+        """It is known what is to be done with the result of a series."""
+        self._decisions.labels(outcome).inc()
 
     def sent(self) -> None:
         """The archive has one more object."""

@@ -12,7 +12,9 @@ from ucseg_runtime.batch.export_index import ExportSeries, index_export
 from ucseg_runtime.batch.plan import BatchOptions, SeriesOutcome, plan_batch
 from ucseg_runtime.batch.run import STATE_FOLDER, run_batch
 from ucseg_runtime.batch.runners import LocalRunner
+from ucseg_runtime.batch.summary import decided_in
 from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
+from ucseg_runtime.decision import Outcome
 from ucseg_runtime.errors import BackendError, BackendUnavailableError, ServerTimeoutError, UcsegError
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.pacs.attempts import MOST_ENDS, Attempts
@@ -62,11 +64,13 @@ class RoundReport:
     Attributes:
         tell: A line for people.
         ended: What became of a series.
+        decided: What is to be done with the result of one that was segmented.
         queued: Results wait to be sent.
     """
 
     tell: Callable[[str], None]
     ended: Callable[[Ended], None]
+    decided: Callable[[Outcome], None]
     queued: Callable[[], None]
 
 
@@ -155,7 +159,10 @@ class Rounds:
         self._spool.remove("failed", key)  # of an earlier try with other images
         self._tries.pop(key, None)
         self._report.ended("segmented")
-        self._report.tell(f"series {key}: segmented")
+        decision = decided_in(folder)
+        if decision is not None:
+            self._report.decided(decision)
+        self._report.tell(f"series {key}: segmented{'' if decision is None else f', {decision}'}")
         self._report.queued()
 
     def _settle(self, key: str, others: Mapping[str, SeriesOutcome]) -> bool:

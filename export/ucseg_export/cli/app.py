@@ -9,6 +9,7 @@ from ucseg_export.cli.everything import everything
 from ucseg_export.cli.int8 import int8
 from ucseg_export.cli.onnx import onnx
 from ucseg_export.cli.prove import prove
+from ucseg_export.cli.ranges import ranges
 from ucseg_export.cli.sign import sign
 from ucseg_export.cli.tensorrt import tensorrt
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(onnx)
 app.command()(prove)
 app.command()(calibrate)
+app.command()(ranges)
 app.command()(int8)
 app.command()(tensorrt)
 app.command()(sign)

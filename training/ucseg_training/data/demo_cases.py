@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -70,6 +72,20 @@ def label_map_from_totalsegmentator(identifiers: _Numbers) -> UInt8Array:
     return table[np.asarray(np.rint(identifiers), dtype=np.uint8)]
 
 
+def demo_volumes() -> Iterator[tuple[Volume, bool]]:
+    """Fetch the packages; every patient as acquired, in the order of `make_demo_cases`, and whether it is labelled.
+
+    Raises:
+        InputError: A package cannot be fetched or is not the one that was checked.
+    """
+    with _unpacked() as (reference, lungs):
+        yield _volume_b(reference), True
+        yield _volume_c(reference), True
+        yield _volume_d(reference), True
+        for path in _lung_files(lungs):
+            yield _volume_from_nrrd(path), False
+
+
 def make_demo_cases(preprocessing: Preprocessing = PREPROCESSING) -> tuple[Case, ...]:
     """Fetch the packages and bring every patient to the model grid.
 
@@ -82,18 +98,43 @@ def make_demo_cases(preprocessing: Preprocessing = PREPROCESSING) -> tuple[Case,
     Raises:
         InputError: A package cannot be fetched or is not the one that was checked.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        extract(fetch(TOTALSEGMENTATOR), Path(folder))
-        extract(fetch(PYRADIOMICS), Path(folder))
-        reference = Path(folder) / "totalsegmentator-2.18.0" / "tests" / "reference_files"
-        lungs = Path(folder) / "pyradiomics-3.0.1" / "data"
+    with _unpacked() as (reference, lungs):
+        lung1, lung2 = _lung_files(lungs)
         return (
             _case_b(reference, preprocessing),
             _case_c(reference, preprocessing),
             _case_d(reference, preprocessing),
-            _unlabelled_case("lung1", lungs / "lung1_image.nrrd", preprocessing),
-            _unlabelled_case("lung2", lungs / "lung2_image.nrrd", preprocessing),
+            _unlabelled_case("lung1", lung1, preprocessing),
+            _unlabelled_case("lung2", lung2, preprocessing),
         )
+
+
+@contextmanager
+def _unpacked() -> Iterator[tuple[Path, Path]]:
+    """The folders of B, C and D, and of the lungs, of both packages; fetched where they are not there yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        extract(fetch(TOTALSEGMENTATOR), Path(folder))
+        extract(fetch(PYRADIOMICS), Path(folder))
+        yield (
+            Path(folder) / "totalsegmentator-2.18.0" / "tests" / "reference_files",
+            Path(folder) / "pyradiomics-3.0.1" / "data",
+        )
+
+
+def _lung_files(lungs: Path) -> tuple[Path, Path]:
+    return lungs / "lung1_image.nrrd", lungs / "lung2_image.nrrd"
+
+
+def _volume_b(reference: Path) -> Volume:
+    return _volume_from_nifti(reference / "example_ct.nii.gz")
+
+
+def _volume_c(reference: Path) -> Volume:
+    return read_volume(scan(reference / "example_ct_dicom").series[0])
+
+
+def _volume_d(reference: Path) -> Volume:
+    return _volume_from_nifti(reference / "aorta_report" / "example_ct.nii.gz")
 
 
 def extract(archive: Path, folder: Path) -> None:
@@ -103,13 +144,13 @@ def extract(archive: Path, folder: Path) -> None:
 
 
 def _case_b(reference: Path, preprocessing: Preprocessing) -> Case:
-    volume = _volume_from_nifti(reference / "example_ct.nii.gz")
+    volume = _volume_b(reference)
     identifiers = _array_from_nifti(reference / "example_seg_fast_force_split.nii.gz")
     return _fully_labelled("B", volume, label_map_from_totalsegmentator(identifiers), preprocessing)
 
 
 def _case_c(reference: Path, preprocessing: Preprocessing) -> Case:
-    volume = read_volume(scan(reference / "example_ct_dicom").series[0])
+    volume = _volume_c(reference)
     path = reference / "example_seg_dicom.nii.gz"
     labels = label_map_from_totalsegmentator(_array_from_nifti(path))
     return _fully_labelled("C", volume, _onto_grid(labels, _geometry_from_nifti(path), volume.geometry), preprocessing)
@@ -117,7 +158,7 @@ def _case_c(reference: Path, preprocessing: Preprocessing) -> Case:
 
 def _case_d(reference: Path, preprocessing: Preprocessing) -> Case:
     """Heart everywhere; aorta and T12 on a crop; lungs by the rule; nothing known of the other organs."""
-    volume = _volume_from_nifti(reference / "aorta_report" / "example_ct.nii.gz")
+    volume = _volume_d(reference)
     models = reference / "aorta_report" / "test_result" / "models"
     heart = _array_from_nifti(reference / "pulmonary_report" / "models" / "heart.nii.gz") > 0
     crop_geometry = _geometry_from_nifti(models / "aorta.nii.gz")
