@@ -16,6 +16,7 @@ from ucseg_runtime.case_figures import case_figures
 from ucseg_runtime.case_score import CaseScore, score_case
 from ucseg_runtime.config import FailOn
 from ucseg_runtime.errors import EXIT_OK, EXIT_REJECT, EXIT_REVIEW
+from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.segmentation import Segmentation, SegmentMeasurement
 from ucseg_runtime.volume import Volume
@@ -96,8 +97,14 @@ def decide(
         measurements: One per class.
         model: Has the ranges of its training cases in the manifest, and limits in its calibration.
     """
-    figures = case_figures(volume, segmentation, measurements)
-    return decision_on(score_case(figures, model.manifest.training_ranges, model.manifest.classes), model)
+    return decision_on(scored(volume, segmentation, measurements, model.manifest), model)
+
+
+def scored(
+    volume: Volume, segmentation: Segmentation, measurements: Sequence[SegmentMeasurement], spec: ModelSpec
+) -> CaseScore:
+    """The score that a decision is made by; see `decide`."""
+    return score_case(case_figures(volume, segmentation, measurements), spec.training_ranges, spec.classes)
 
 
 def decision_on(scored: CaseScore, model: Model) -> Decision:

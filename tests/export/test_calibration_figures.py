@@ -16,7 +16,6 @@ from ucseg_export.calibration.counts import (
     CaseCounts,
     VolumeObservation,
     calibration_region,
-    case_score,
     count_case,
 )
 from ucseg_export.calibration.intervals import conformal_factor, fitted_intervals
@@ -126,7 +125,7 @@ def shifted_labels() -> np.ndarray:
 
 def test_counts_of_a_case_agree_with_whole_arrays() -> None:
     labels, predicted = shifted_labels(), SEGMENTATION.label_map
-    counts = count_case(labelled(labels), SEGMENTATION, measure(SEGMENTATION))
+    counts = count_case(labelled(labels), SEGMENTATION, measure(SEGMENTATION), 0.5)
     region = calibration_region(predicted, labels, PHANTOM.geometry.spacing_mm)
     wrong = (predicted != labels)[region]
     levels = np.minimum((SEGMENTATION.uncertainty[region] * UNCERTAINTY_LEVELS).astype(int), UNCERTAINTY_LEVELS - 1)
@@ -158,20 +157,13 @@ def test_region_reaches_as_far_as_it_says() -> None:
 
 
 def test_voxels_whose_labels_are_incomplete_count_for_their_own_class_alone() -> None:
-    counts = count_case(labelled(shifted_labels(), known=0b00001), SEGMENTATION, measure(SEGMENTATION))
+    counts = count_case(labelled(shifted_labels(), known=0b00001), SEGMENTATION, measure(SEGMENTATION), 0.5)
     assert counts.uncertainty.sum() == counts.confidence.sum() == 0
     assert counts.class_uncertainty[0][1].sum() > 0
     volume = counts.volumes[0]
     assert volume is not None
     assert volume.labelled_ml == pytest.approx((shifted_labels() == 1).sum() * PHANTOM.geometry.voxel_volume_ml)
     assert counts.volumes[1] is None
-
-
-def test_case_score_is_the_mean_uncertainty_of_all_that_was_found() -> None:
-    found = SEGMENTATION.label_map > 0
-    expected = SEGMENTATION.uncertainty[found].mean(dtype=np.float64)
-    assert case_score(measure(SEGMENTATION)) == pytest.approx(expected)
-    assert case_score(()) == 1.0
 
 
 def case(patient: str, score: float, dice: float, volume: VolumeObservation | None = None) -> CaseCounts:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.calibration_phantom import calibration
 from tests.model_phantom import ModelPhantom
 from ucseg_runtime.calibration import CALIBRATION_NAME, ScoreLimits
 from ucseg_runtime.case_score import CaseScore, Finding
@@ -28,7 +29,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def calibrated(folder: Path, **changes: object) -> Model:
-    fields = {"model_digest": load_model(folder).digest, "cases": 9, "patients": 4, "score_limits": None, **changes}
+    model = load_model(folder)
+    fields = (
+        calibration(model.digest, model.manifest.num_classes - 1).model_dump(mode="json")
+        | {"score_limits": None}
+        | changes
+    )
     (folder / CALIBRATION_NAME).write_text(json.dumps(fields), encoding="utf-8")
     return load_model(folder)
 
@@ -38,16 +44,16 @@ def decided(model: Model, score: float = 0.3) -> Decision:
 
 
 @pytest.mark.parametrize(
-    ("score", "outcome"), [(0.0, "accept"), (0.19, "accept"), (0.2, "review"), (0.39, "review"), (0.4, "reject")]
+    ("score", "outcome"), [(0.0, "accept"), (0.2, "accept"), (0.21, "review"), (0.4, "review"), (0.41, "reject")]
 )
-def test_a_limit_belongs_to_the_worse_outcome(score: float, outcome: Outcome) -> None:
+def test_a_limit_belongs_to_the_better_outcome(score: float, outcome: Outcome) -> None:
     assert outcome_of(score, LIMITS) == outcome
 
 
 def test_without_a_calibration_limits_are_built_in_and_the_decision_says_so(folder: Path) -> None:
     model = load_model(folder)
 
-    found = decided(model, BUILT_IN_LIMITS.review)
+    found = decided(model, BUILT_IN_LIMITS.review + 0.01)
 
     assert (found.outcome, found.calibrated) == ("review", False)
     assert "uncalibrated" in found.in_words
@@ -56,7 +62,7 @@ def test_without_a_calibration_limits_are_built_in_and_the_decision_says_so(fold
 
 
 def test_limits_of_the_calibration_are_taken(folder: Path) -> None:
-    model = calibrated(folder, score_limits={"review": 0.2, "reject": 0.4}, volume_intervals=[])
+    model = calibrated(folder, score_limits={"review": 0.2, "reject": 0.4})
 
     found = decided(model)
 
@@ -75,7 +81,7 @@ def test_a_calibration_of_another_model_is_ignored_and_the_decision_says_so(fold
 
     found = decided(model)
 
-    assert (model.calibration, found.calibrated) == (None, False)
+    assert (model.calibration.calibration, found.calibrated) == (None, False)
     assert found.reasons[-1].check == "calibration"
 
 

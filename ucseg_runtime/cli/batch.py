@@ -150,7 +150,7 @@ def batch(
         from ucseg_runtime.batch.summary import decided
         from ucseg_runtime.decision import exit_code
         from ucseg_runtime.model_folder import default_model_folder, load_model
-        from ucseg_runtime.report.batch_report import INDEX, check_index, is_index, write_index
+        from ucseg_runtime.report.batch_report import check_index
 
         share = _shard(shard)
         tls = TlsFiles(tls_ca, tls_cert, tls_key)
@@ -198,16 +198,22 @@ def batch(
             finally:
                 if outcomes:
                     _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard)
-                    if report or is_index(out / INDEX):
-                        write_index(out)
+                    _renew_index(out, wanted=report)
         decisions = decided(outcomes)
         _show_outcomes(outcomes, index, out, decisions, as_json)
-        if report and not as_json:
-            typer.echo(f"Open in a browser: {out / INDEX}")
         if index.unreadable or any(outcome.state == "failed" for outcome in outcomes):
             raise typer.Exit(EXIT_SOME_FAILED)
         if code := exit_code(decisions.elements(), fail_on):
             raise typer.Exit(code)
+
+
+def _renew_index(out: Path, *, wanted: bool) -> None:
+    """Write the page of the batch if it is wanted, and anew if one is there."""
+    from ucseg_runtime.report.batch_report import INDEX, is_index, write_index
+
+    if wanted or is_index(out / INDEX):
+        page = write_index(out)
+        typer.echo(f"open in a browser: {page}", err=True)
 
 
 def _shard(text: str) -> Shard:

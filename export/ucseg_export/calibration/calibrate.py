@@ -29,11 +29,12 @@ from ucseg_runtime.calibration import (
     VoxelFigures,
 )
 from ucseg_runtime.config import EngineChoice, InferenceOptions, PrecisionChoice
+from ucseg_runtime.decision import scored
 from ucseg_runtime.errors import InputError, OutputError
 from ucseg_runtime.manifest import Manifest, SegmentClass
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.pipeline import segment_volume
-from ucseg_runtime.segmentation import measure
+from ucseg_runtime.segmentation import measure, ready_to_write
 from ucseg_runtime.version import __version__
 from ucseg_runtime.volume import Volume
 from ucseg_training.data.case import Case
@@ -150,7 +151,9 @@ def _measured(
     volume = Volume(case.voxels, case.geometry, spec.modality)
     sampler = LogitSampler(backend, volume, spec, skip_air=options.skip_air, temperature=temperature)
     segmentation = segment_volume(volume, spec, sampler, options)
-    counts = count_case(case, segmentation, measure(segmentation))
+    measurements = measure(segmentation)
+    score = scored(volume, ready_to_write(segmentation), measurements, spec).score
+    counts = count_case(case, segmentation, measurements, score)
     return _MeasuredCase(counts, sampler.sample(case, segmentation))
 
 

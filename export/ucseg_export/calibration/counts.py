@@ -77,13 +77,16 @@ class CaseCounts:
         return float(shown.mean()) if len(shown) else float("nan")
 
 
-def count_case(case: Case, segmentation: Segmentation, measurements: tuple[SegmentMeasurement, ...]) -> CaseCounts:
+def count_case(
+    case: Case, segmentation: Segmentation, measurements: tuple[SegmentMeasurement, ...], score: float
+) -> CaseCounts:
     """Count one case.
 
     Args:
         case: With labels, which may be partial.
         segmentation: Of its voxels, on its grid, with probabilities.
         measurements: Of the segmentation.
+        score: Of the case.
     """
     region = calibration_region(segmentation.label_map, case.label_map, case.geometry.spacing_mm)
     counter = _Counter(len(segmentation.classes), complete=has_complete_labels(case, len(segmentation.classes)))
@@ -105,16 +108,8 @@ def count_case(case: Case, segmentation: Segmentation, measurements: tuple[Segme
         class_uncertainty=counter.class_uncertainty,
         dice=counter.dice(),
         volumes=_volumes(case, segmentation, measurements),
-        score=case_score(measurements),
+        score=score,
     )
-
-
-def case_score(measurements: tuple[SegmentMeasurement, ...]) -> float:
-    """Mean uncertainty of all that was found, by volume; 1 where nothing was. 0 = sure … 1 = not at all."""
-    found = [item for item in measurements if item.voxels]
-    if not found:
-        return 1.0
-    return sum(item.voxels * item.mean_uncertainty for item in found) / sum(item.voxels for item in found)
 
 
 def calibration_region(
