@@ -27,11 +27,21 @@ from ucseg_runtime.backends.onnx_runtime import OnnxRuntimeEngine
 from ucseg_runtime.backends.openvino import OpenVinoEngine
 from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.errors import AccuracyGateError
-from ucseg_runtime.manifest import Manifest, ParityRow
+from ucseg_runtime.manifest import FusionRule, Manifest, ParityRow
 from ucseg_training.nets import DualNet, uncertainty
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, a probability or an uncertainty that float32 sums in another order may make."""
+
+_OF_UPG = (
+    "Largest absolute difference between each graph and the trained networks in torch: of logits for the subnets",
+    "and the UPG, of probabilities and uncertainty for the read-out and the merged graph.",
+)
+_OF_WEIGHT_FREE_RULE = (
+    "Largest absolute difference between each graph and its reference: for the subnets of logits, against the trained",
+    "networks in torch; against the fusion rule in NumPy, fed with the engine's own logits of the subnets, for upg of",
+    "logarithms of probabilities, for decode and merged of probabilities and uncertainty.",
+)
 
 
 @dataclass(frozen=True)
@@ -129,13 +139,12 @@ def reference_tensors(net: DualNet, tiles: Float32Array) -> dict[str, Float32Arr
     return {name: np.concatenate([tensors[name] for tensors in per_tile]) for name in per_tile[0]}
 
 
-def parity_table(rows: Sequence[ParityRow]) -> str:
+def parity_table(rows: Sequence[ParityRow], fusion: FusionRule = "upg") -> str:
     """The rows as a Markdown page."""
     lines = [
         "# Parity",
         "",
-        "Largest absolute difference between each graph and the trained networks in torch: of logits for the subnets",
-        "and the UPG, of probabilities and uncertainty for the read-out and the merged graph.",
+        *(_OF_UPG if fusion == "upg" else _OF_WEIGHT_FREE_RULE),
         "",
         "| graph | tiles and engine | reference | largest difference | tolerance |",
         "|---|---|---|---|---|",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from ucseg_export.cli.everything import everything
+from ucseg_export.cli.fusion import fusion
 from ucseg_export.cli.int8 import int8
 from ucseg_export.cli.onnx import onnx
 from ucseg_export.cli.prove import prove
@@ -17,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(onnx)
+app.command()(fusion)
 app.command()(prove)
 app.command()(int8)
 app.command()(tensorrt)
