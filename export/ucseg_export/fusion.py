@@ -24,14 +24,7 @@ from ucseg_export.parity_tiles import TileSet, case_tiles, phantom_tiles, random
 from ucseg_export.stages import subnet_stages
 from ucseg_export.to_onnx import exported_models
 from ucseg_runtime.errors import ModelError
-from ucseg_runtime.manifest import (
-    MERGED,
-    STAGES,
-    FusionRule,
-    Manifest,
-    ModelSpec,
-    ParityRow,
-)
+from ucseg_runtime.manifest import MERGED, STAGES, FusionRule, Manifest, ModelSpec, ParityRow, complete_parameters
 from ucseg_runtime.model_folder import load_model
 from ucseg_training.checkpoint import load_checkpoint
 
@@ -100,7 +93,7 @@ def export_fusion(request: FusionRequest) -> Manifest:
     check_place(request.out, request.overwrite)
     if request.rule == "upg":
         return _with_upg(request)
-    stages = fusion_stages(request.rule, "softmax", request.parameters)  # refuses parameters before anything is read
+    complete_parameters(request.rule, request.parameters)  # refuses before anything is exported
     subnets = _subnets_of(request)
     spec = _with_rule(subnets.spec, request)
     stages = fusion_stages(request.rule, spec.activation, request.parameters)
