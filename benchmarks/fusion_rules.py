@@ -210,15 +210,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         outputs = opened_outputs(model, Path(folder), stack)
         costs = relative_costs(outputs, model.manifest, chosen.n)
-        lines = []
+        lines = ["", _said(model.manifest, machine, chosen.n), ""]
         for name, case in cases.items():
             rows = [scored(case, output, backend, model.manifest) for output, backend in outputs.items()]
-            lines += ["", *table(name, rows, costs)]
-    lines += ["", _said(model.manifest, machine, chosen.n), ""]
+            lines += [*table(name, rows, costs), ""]
+            if chosen.write is not None:  # after every case: it takes minutes
+                page = chosen.write.read_text(encoding="utf-8")
+                chosen.write.write_text(written(page, lines), encoding="utf-8")
     if chosen.write is None:
         print("\n".join(lines))
-    else:
-        chosen.write.write_text(written(chosen.write.read_text(encoding="utf-8"), lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ _OF_UPG = (
 )
 _OF_WEIGHT_FREE_RULE = (
     "Largest absolute difference between each graph and its reference: for the subnets of logits, against the trained",
-    "networks in torch; against the fusion rule in NumPy, fed with the engine's own logits of the subnets, for upg of",
-    "logarithms of probabilities, for decode and merged of probabilities and uncertainty.",
+    "networks in torch; for all others of probabilities and uncertainty, against the fusion rule in NumPy, which is",
+    "fed with the engine's own logits of the subnets.",
 )
 
 
@@ -122,7 +122,7 @@ def require_parity(rows: Sequence[ParityRow]) -> None:
         raise AccuracyGateError("no graph was compared with torch.")
     worst = max(failed, key=lambda row: np.nan_to_num(row.max_abs_difference, nan=np.inf))
     raise AccuracyGateError(
-        f"{len(failed)} of {len(rows)} comparisons with torch failed; worst: graph {worst.graph}, {worst.inputs}: "
+        f"{len(failed)} of {len(rows)} comparisons failed; worst: graph {worst.graph}, {worst.inputs}: "
         f"difference {worst.max_abs_difference:.2e}, allowed {worst.tolerance:.0e}.",
         hint="Nothing was written. Export with another version of torch or of the engine.",
     )

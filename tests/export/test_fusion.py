@@ -11,6 +11,7 @@ from typing import get_args
 import numpy as np
 import onnx
 import pytest
+import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -20,6 +21,7 @@ from tests.model_phantom import ModelPhantom
 from ucseg_export.canonical import merged_model
 from ucseg_export.cli.app import app
 from ucseg_export.fusion import FusionRequest, export_fusion
+from ucseg_export.fusion_stages import fusion_stages
 from ucseg_export.parity import TOLERANCE
 from ucseg_export.parity_tiles import random_tiles
 from ucseg_export.to_onnx import exported_models
@@ -165,6 +167,17 @@ def test_graph_that_does_not_compute_the_rule_is_refused(
     with pytest.raises(AccuracyGateError, match="difference"):
         export_fusion(FusionRequest(folders["upg"], "dempster", tmp_path / "wrong", tiles_per_set=1))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("rule", ["dual", "burl"])
+def test_small_probabilities_lose_digits_of_their_logarithms_alone(rule: WeightFreeRule) -> None:
+    """So logarithms are compared by what they stand for: a weight at the foot of a ramp has few digits in float32."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(0.0, 6.0, size=(1, 4, 64, 64, 64)).astype(np.float32) for _ in range(2))
+    expected = fuse(rule, a, b, "softmax").log_probabilities
+    found = fusion_stages(rule, "softmax", {})["upg"](torch.tensor(a), torch.tensor(b)).numpy()
+    assert np.abs(found - expected).max() > TOLERANCE
+    assert np.abs(np.exp(found) - np.exp(expected)).max() < TOLERANCE / 5
 
 
 def test_figures_of_the_old_fused_output_do_not_move_to_the_new_one(tmp_path: Path) -> None:
