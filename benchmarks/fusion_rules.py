@@ -2,78 +2,122 @@
 
     python benchmarks/fusion_rules.py [--cases runs/cases] [--n 15] [--write docs/fusion.md]
 
-Every output goes through the deployed flow (OpenVINO f32, all of the volume looked at) and is scored against labels of
-the TotalSegmentator network: patient A, who is in no weight, on the source grid; patient B, who is in the weights, on
-the model grid. Dice is that of the labels after the model's clean-up. The other figures are over the voxels of the box
-around the patient: ECE over 15 bins of the largest probability; AUROC of the uncertainty for voxels whose most probable
-class is wrong; area under the risk-coverage curve (AURC), with the share of wrong voxels, which it would be for an
-uncertainty that says nothing. "Cost" is the time of a tile through the merged graph relative to `mean`, median of
-rounds in which all rules take turns. With --write the tables replace what stands between the marks of that file.
+The network runs once over each case (OpenVINO f32, the stages one by one, all of the volume looked at); its logits are
+fused by every rule, by the NumPy reference to which every export is compared, and go through stitching and clean-up as
+in deployment. Cases are on the model's 3 mm grid; labels are those of the TotalSegmentator network. Patient A is in no
+weight, patient B is in the weights. Dice is that of the labels after the model's clean-up. The other figures are over
+the voxels of the box around the patient: ECE over 15 bins of the largest probability; AUROC of the uncertainty for
+voxels whose most probable class is wrong; area under the risk-coverage curve (AURC), with the share of wrong voxels,
+which it would be for an uncertainty that says nothing. "Cost" is the time of a tile through the four stages relative to
+`mean`, median of rounds in which all rules take turns. With --write the tables replace what stands between the marks.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
-from ucseg_export.fusion import FusionRequest, export_fusion
+from ucseg_export.canonical import checked_bytes
+from ucseg_export.fusion_stages import fusion_stages
 from ucseg_export.parity_tiles import phantom_tiles
+from ucseg_export.to_onnx import exported_models
 from ucseg_runtime.arrays import Float32Array
 from ucseg_runtime.backends import open_backend
 from ucseg_runtime.backends.base import Backend, BackendInfo, TileOutput
+from ucseg_runtime.backends.cores import usable_cores
+from ucseg_runtime.backends.graphs import IMAGE
+from ucseg_runtime.backends.openvino import OpenVinoEngine
+from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings, Tensor
 from ucseg_runtime.body import body_box
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.evidence import evidence_from_logits, probabilities_from_logits
+from ucseg_runtime.fusion_rules import fuse
 from ucseg_runtime.manifest import ModelSpec, WeightFreeRule
 from ucseg_runtime.model_folder import Model, default_model_folder, load_model
 from ucseg_runtime.pipeline import segment_volume
+from ucseg_runtime.preprocess import resample_to_model_grid
 from ucseg_runtime.segmentation import Segmentation
 from ucseg_runtime.volume import Volume
 from ucseg_training.calibration import expected_calibration_error
 from ucseg_training.data.case import Case
+from ucseg_training.data.demo_cases import ALL_KNOWN
+from ucseg_training.data.label_grid import majority_labels
 from ucseg_training.data.patient_a import patient_a
 from ucseg_training.demo_training import prepared_cases
 from ucseg_training.error_detection import error_detection
 from ucseg_training.metrics import score_masks
 
 RULES: tuple[WeightFreeRule, ...] = get_args(WeightFreeRule)
+OUTPUTS = ("upg", *RULES, "subnet A", "subnet B")
 OPTIONS = InferenceOptions(engine="openvino", precision="f32", gate=False, skip_air=False, keep_probabilities=True)
 BEGIN, END = "<!-- fusion_rules.py: begin -->", "<!-- fusion_rules.py: end -->"
 
 _IN_SAMPLE = "B"
 
 
-class OneSubnet:
-    """One subnet alone behind the backend contract, with its own evidential uncertainty.
+class Remembered:
+    """The stages of a model, whose answers to a sequence of calls are kept, so that the network runs once a case.
 
     Args:
         backend: The model, staged.
-        spec: What the model fixes.
-        subnet: Which one.
     """
 
-    def __init__(self, backend: Backend, spec: ModelSpec, subnet: Literal["a", "b"]) -> None:
-        self._backend, self._spec, self._subnet = backend, spec, subnet
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._answers: list[TileOutput] = []
+        self._next = 0
 
     @property
     def info(self) -> BackendInfo:
         """See `Backend.info`."""
         return self._backend.info
 
+    def rewind(self) -> None:
+        """The next call is the first one again."""
+        self._next = 0
+
+    def infer(self, tiles: Float32Array, *, with_logits: bool = False) -> TileOutput:
+        """See `Backend.infer`; the tiles of a call are those of the same call before."""
+        if self._next == len(self._answers):
+            self._answers.append(self._backend.infer(tiles, with_logits=True))
+        self._next += 1
+        return self._answers[self._next - 1]
+
+
+class Fusing:
+    """One output of a model, from the logits of its stages.
+
+    Args:
+        network: Gives the logits.
+        spec: What the model fixes.
+        output: Fusion rule or subnet.
+    """
+
+    def __init__(self, network: Remembered, spec: ModelSpec, output: str) -> None:
+        self._network, self._spec, self._output = network, spec, output
+
+    @property
+    def info(self) -> BackendInfo:
+        """See `Backend.info`."""
+        return self._network.info
+
     def infer(self, tiles: Float32Array, *, with_logits: bool = False) -> TileOutput:
         """See `Backend.infer`."""
-        output = self._backend.infer(tiles, with_logits=True)
-        logits = output.logits_a if self._subnet == "a" else output.logits_b
-        assert logits is not None  # noqa: S101  (asked for)
+        found = self._network.infer(tiles)
+        if self._output == "upg":
+            return found
+        logits_a, logits_b = np.asarray(found.logits_a), np.asarray(found.logits_b)
+        if self._output in RULES:
+            fused = fuse(self._output, logits_a, logits_b, self._spec.activation)
+            return TileOutput(fused.probabilities.astype(np.float32), fused.uncertainty.astype(np.float32))
+        logits = logits_a if self._output == "subnet A" else logits_b
         return TileOutput(
             probabilities_from_logits(logits, self._spec.activation), evidence_from_logits(logits).uncertainty
         )
@@ -96,25 +140,6 @@ class Row:
         return statistics.mean(self.dice.values())
 
 
-def opened_outputs(model: Model, folder: Path, stack: ExitStack) -> dict[str, Backend]:
-    """The learned rule, every other one and both subnets, ready to compute.
-
-    Args:
-        model: With a UPG.
-        folder: Where the model folders of the other rules go.
-        stack: Closes the backends.
-    """
-    outputs: dict[str, Backend] = {"upg": stack.enter_context(open_backend(model, OPTIONS))}
-    for rule in RULES:
-        export_fusion(FusionRequest(model.folder, rule, folder / rule, tiles_per_set=1))
-        outputs[rule] = stack.enter_context(open_backend(load_model(folder / rule), OPTIONS))
-    staged = stack.enter_context(open_backend(model, OPTIONS, staged=True))
-    return outputs | {
-        "subnet A": OneSubnet(staged, model.manifest, "a"),
-        "subnet B": OneSubnet(staged, model.manifest, "b"),
-    }
-
-
 def scored(case: Case, output: str, backend: Backend, spec: ModelSpec) -> Row:
     """Segment a case and compare the result with its labels."""
     found = segment_volume(Volume(case.voxels, case.geometry, spec.modality), spec, backend, OPTIONS)
@@ -134,20 +159,28 @@ def scored(case: Case, output: str, backend: Backend, spec: ModelSpec) -> Row:
     return Row(output, dice, ece, detection.auroc, detection.aurc, detection.error)
 
 
-def relative_costs(outputs: Mapping[str, Backend], spec: ModelSpec, n: int) -> dict[str, float]:
-    """Median over rounds of the time of a tile divided by that of `mean` in the same round, one tile at a time."""
-    tile = np.ascontiguousarray(phantom_tiles(spec, 1).tiles)
-    ratios: dict[str, list[float]] = {name: [] for name in ("upg", *RULES)}
+def relative_costs(model: Model, n: int) -> dict[str, float]:
+    """Median over rounds of the time of a tile through all stages divided by that of `mean` in the same round."""
+    spec = model.manifest
+    chains = {"upg": _sessions({key: model.graph(key) for key in ("upg", "decode")})}
+    for rule in RULES:
+        made = exported_models(fusion_stages(rule, spec.activation, {}), spec)
+        chains[rule] = _sessions({key: checked_bytes(graph, key) for key, graph in made.items()})
+    subnets = _sessions({key: model.graph(key) for key in ("subnet_a", "subnet_b")})
+    image = {IMAGE: np.ascontiguousarray(phantom_tiles(spec, 1).tiles)}
+    ratios: dict[str, list[float]] = {name: [] for name in chains}
     for number in range(n + 1):
-        seconds = {}
-        for name in ratios:
-            started = time.perf_counter()
-            outputs[name].infer(tile)
-            seconds[name] = time.perf_counter() - started
-        if number:  # the first round does not count
-            for name in ratios:
-                ratios[name].append(seconds[name] / seconds["mean"])
+        seconds = {name: _seconds([*subnets, *chain], image) for name, chain in chains.items()}
+        for name in chains if number else ():  # the first round does not count
+            ratios[name].append(seconds[name] / seconds["mean"])
     return {name: statistics.median(values) for name, values in ratios.items()}
+
+
+def on_model_grid(case: Case, spec: ModelSpec) -> Case:
+    """The case as the prepared ones are: labels by the class with the largest share of a voxel."""
+    voxels, grid, turn = resample_to_model_grid(Volume(case.voxels, case.geometry, spec.modality), spec.preprocessing)
+    labels = majority_labels(np.ascontiguousarray(turn.apply(case.label_map)), grid.shape)
+    return Case(case.name, voxels, labels, np.full_like(labels, ALL_KNOWN), grid)
 
 
 def table(case: str, rows: list[Row], costs: Mapping[str, float]) -> Iterator[str]:
@@ -188,37 +221,57 @@ def _decided(found: Segmentation) -> tuple[Float32Array, np.ndarray]:
     return best.astype(np.float32) / np.float32(255.0), decided
 
 
+def _sessions(graphs: Mapping[str, bytes]) -> list[Session]:
+    settings = SessionSettings("f32", usable_cores())
+    engine = OpenVinoEngine()
+    return [engine.open_session(GraphFile(key, content), settings) for key, content in graphs.items()]
+
+
+def _seconds(chain: Sequence[Session], image: Mapping[str, Float32Array]) -> float:
+    started = time.perf_counter()
+    tensors: dict[str, Tensor] = dict(image)
+    for session in chain:
+        tensors.update(session.run(tensors))
+    return time.perf_counter() - started
+
+
 def _said(spec: ModelSpec, machine: Mapping[str, Any], n: int) -> str:
     engine = f"OpenVINO {machine['versions']['openvino']} f32"
     cores = f"{machine['cores']} cores of {machine['processor']}"
-    return f"{spec.name} {spec.version}, {engine}, {cores}; {n} rounds of timing."
+    return f"{spec.name} {spec.version}, {engine}, {cores}, load {machine['load_before']}; {n} rounds of timing."
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, default=Path("runs/cases"), help="prepared cases of the demo")
-    parser.add_argument("--n", type=int, default=15, help="rounds of timing")
+    parser.add_argument("--n", type=int, default=15, help="rounds of timing; 0: none")
     parser.add_argument("--write", type=Path, help="page whose tables are replaced; else they are printed")
     chosen = parser.parse_args()
     from measuring import environment  # beside this script; the tests import the rest of it from elsewhere
 
     machine = environment(("ucseg", "openvino", "numpy"))
     model = load_model(default_model_folder())
+    spec = model.manifest
     in_sample = next(case for case in prepared_cases(chosen.cases) if case.name == _IN_SAMPLE)
-    cases = {"A, in no weight": patient_a(), "B, in the weights": in_sample}
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        outputs = opened_outputs(model, Path(folder), stack)
-        costs = relative_costs(outputs, model.manifest, chosen.n)
-        lines = ["", _said(model.manifest, machine, chosen.n), ""]
+    cases = {"A, in no weight": on_model_grid(patient_a(), spec), "B, in the weights": in_sample}
+    costs = relative_costs(model, chosen.n) if chosen.n else {}
+    lines = ["", _said(spec, machine, chosen.n), ""]
+    with open_backend(model, OPTIONS, staged=True) as backend:
         for name, case in cases.items():
-            rows = [scored(case, output, backend, model.manifest) for output, backend in outputs.items()]
-            lines += [*table(name, rows, costs), ""]
-            if chosen.write is not None:  # after every case: it takes minutes
-                page = chosen.write.read_text(encoding="utf-8")
-                chosen.write.write_text(written(page, lines), encoding="utf-8")
+            lines += [*table(name, _rows(case, Remembered(backend), spec), costs), ""]
     if chosen.write is None:
         print("\n".join(lines))
+        return
+    chosen.write.write_text(written(chosen.write.read_text(encoding="utf-8"), lines), encoding="utf-8")
+
+
+def _rows(case: Case, network: Remembered, spec: ModelSpec) -> list[Row]:
+    rows = []
+    for output in OUTPUTS:
+        network.rewind()
+        rows.append(scored(case, output, Fusing(network, spec, output), spec))
+    return rows
 
 
 if __name__ == "__main__":
