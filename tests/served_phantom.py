@@ -38,7 +38,16 @@ def serve_phantom(
     phantom: ModelPhantom = PHANTOM,
 ) -> Iterator[ServedPhantom]:
     """Write a phantom below `folder` and serve it on OpenVINO in float32, with shared memory for clients."""
-    model = load_model(proven(phantom.write(folder / "phantom")))
+    with serve_model(phantom.write(folder / "phantom"), folder, options, local) as served:
+        yield served
+
+
+@contextmanager
+def serve_model(
+    model_folder: Path, folder: Path, options: ServingOptions | None = None, local: LocalOptions | None = None
+) -> Iterator[ServedPhantom]:
+    """Serve a model folder as if it had been proved; see `serve_phantom`."""
+    model = load_model(proven(model_folder))
     request = WeightsRequest("openvino", "f32", True, folder)
     options = options or ServingOptions(volume_memory_gb=1.0)
     with serving(model, request, options, local or LocalOptions(shared_memory=True, stop_timeout_s=5.0)) as server:

@@ -259,6 +259,12 @@ def _require_possible(inference: InferenceOptions, outputs: OutputOptions) -> No
         raise _impossible(" and ".join(asked), "the segmentation and the time line, without further outputs")
     if inference.subnet_agreement:
         raise _impossible("how far the subnets agree", "the segmentation and the time line")
+    if inference.second_look:
+        raise InputError(
+            "a second look is for volumes; frames are segmented some at a time.",
+            hint="Leave --second-look out.",
+            code="UCSEG-E121",
+        )
 
 
 def _impossible(what: str, instead: str) -> InputError:

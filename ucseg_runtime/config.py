@@ -61,6 +61,8 @@ class InferenceOptions:
         keep_probabilities: Whether the probabilities of every class are returned on the source grid.
         subnet_agreement: Whether it is counted how far the two subnets agree. Their logits are needed for that, so the
             stages run one by one, and precisions that have no stages are refused.
+        second_look: Whether tiles half-way between those of the plan are computed where the result is uncertain, and
+            averaged with it. Needs the whole result of the first pass in memory.
         server: Triton server that runs the network; None: an engine of this machine.
     """
 
@@ -78,6 +80,7 @@ class InferenceOptions:
     gpu_memory_mb: int = 0
     keep_probabilities: bool = False
     subnet_agreement: bool = False
+    second_look: bool = False
     server: TritonServer | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ucseg_runtime.manifest import FusionRule
 from ucseg_runtime.segmentation import EngineInfo
 
 
@@ -20,6 +21,7 @@ class RunIdentity:
         engine: What computed the result, with version and precision.
         settings_digest: SHA-256 of the options that can change a result, 64 hexadecimal digits.
         ucseg_version: Version of this package.
+        fusion: How the subnets are fused, which says what kind of uncertainty the outputs hold.
     """
 
     model_name: str
@@ -28,6 +30,7 @@ class RunIdentity:
     engine: EngineInfo
     settings_digest: str
     ucseg_version: str
+    fusion: FusionRule = "upg"
 
     @property
     def engine_text(self) -> str:

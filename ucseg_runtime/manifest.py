@@ -30,6 +30,23 @@ TRAINING_PLAN_SHA256 = "training_plan_sha256"
 
 Precision = Literal["f32", "tf32", "bf16", "fp16", "int8", "fp8"]
 
+FusionRule = Literal["upg", "mean", "dempster", "entropy", "coranet", "dual", "burl"]
+WeightFreeRule = Literal["mean", "dempster", "entropy", "coranet", "dual", "burl"]
+FUSION_PARAMETERS: Mapping[FusionRule, Mapping[str, float]] = MappingProxyType(
+    {
+        "upg": {},
+        "mean": {},
+        "dempster": {},
+        "entropy": {},
+        "coranet": {"cost": 5.0},
+        "dual": {},
+        "burl": {"tau": 0.5},
+    }
+)
+"""Fusion rule to its parameters with their defaults; see `fusion_rules` for what they mean."""
+
+_PARAMETER_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"cost": (1.0, 1000.0), "tau": (0.0, 1.0)})
+
 INT8_MERGED = "merged_int8"
 GRAPH_OF_PRECISION: Mapping[Precision, str] = MappingProxyType(
     {"f32": MERGED, "tf32": MERGED, "bf16": MERGED, "fp16": MERGED, "int8": INT8_MERGED, "fp8": MERGED}
@@ -258,7 +275,9 @@ class ModelSpec(_Frozen):
         channels: Of the network's input: 1, or 3 for colour.
         classes: Foreground classes, labels 1, 2, 3 … in order; background is 0.
         activation: ``softmax`` over background and classes, or ``sigmoid`` for a single class, whose mask is p > 0.5.
-        fusion: How the logits of both subnets become one: ``upg``, by the trained module.
+        fusion: Rule that the graphs ``upg`` and ``decode`` compute: ``upg``, by the trained module, or one without
+            weights; see `fusion_rules`.
+        fusion_parameters: What of the rule is not at its default.
         default_precision: Arithmetic of ``ucseg-train evaluate`` where the processor has it. In which one an engine
             serves the model is for the accuracy gate to say.
         preprocessing: From the images to what the networks see.
@@ -269,6 +288,7 @@ class ModelSpec(_Frozen):
         provenance: Who made the model of what, as pairs of words.
         quality: What was measured; shown by ``ucseg models``.
         series: Which series the model is for; without it every series of the modality.
+        training_ranges: In which ranges the figures of its training cases lie; decisions compare with them.
     """
 
     name: str
@@ -280,7 +300,8 @@ class ModelSpec(_Frozen):
     channels: Annotated[int, Field(ge=1)]
     classes: tuple[SegmentClass, ...]
     activation: Literal["sigmoid", "softmax"]
-    fusion: Literal["upg"]
+    fusion: FusionRule = "upg"
+    fusion_parameters: dict[str, FiniteFloat] = Field(default_factory=dict)
     default_precision: Precision
     preprocessing: Preprocessing
     tiling: Tiling
@@ -330,6 +351,11 @@ class ModelSpec(_Frozen):
             raise ValueError(f"postprocessing names labels that no class has: {sorted(unknown)}")
         return self
 
+    @model_validator(mode="after")
+    def _parameters_of_the_rule(self) -> ModelSpec:
+        complete_parameters(self.fusion, self.fusion_parameters)
+        return self
+
 
 class Manifest(ModelSpec):
     """The whole of `manifest.json`: the model, its files, and the proof that they compute it.
@@ -351,6 +377,23 @@ class Manifest(ModelSpec):
         if missing:
             raise ValueError(f"no artifact for {', '.join(sorted(missing))}")
         return self
+
+
+def complete_parameters(rule: FusionRule, given: Mapping[str, float]) -> dict[str, float]:
+    """Parameters of a fusion rule, with the defaults of those that are not given.
+
+    Raises:
+        ValueError: The rule has no such parameter, or the value does not lie inside its range.
+    """
+    if unknown := sorted(set(given) - set(FUSION_PARAMETERS[rule])):
+        raise ValueError(f"the fusion rule {rule} has no parameter {', '.join(unknown)}")
+    for name, value in given.items():
+        low, high = _PARAMETER_RANGES[name]
+        if not low < value < high:
+            raise ValueError(
+                f"the parameter {name} of fusion is {value:g}; expected more than {low:g}, less than {high:g}"
+            )
+    return {**FUSION_PARAMETERS[rule], **given}
 
 
 def manifest_from_json(text: str) -> Manifest:

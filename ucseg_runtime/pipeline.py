@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.postprocess import Restoration
-from ucseg_runtime.preprocess import preprocess
+from ucseg_runtime.preprocess import Prepared, preprocess
+from ucseg_runtime.second_look import averaged, second_look_plan
 from ucseg_runtime.segmentation import Segmentation
-from ucseg_runtime.stitching import Stitcher
+from ucseg_runtime.stitching import Stitched, Stitcher, joined
 from ucseg_runtime.subnet_agreement import AgreementCounter
 from ucseg_runtime.tile_batches import inferred
-from ucseg_runtime.tiling import plan_tiles
+from ucseg_runtime.tiling import TilePlan, plan_tiles
 from ucseg_runtime.volume import Volume
 
 Progress = Callable[[int, int], None]
@@ -46,21 +47,58 @@ def segment_volume(
     started = time.perf_counter()
     prepared = preprocess(volume, spec.preprocessing, channels=spec.channels, skip_air=options.skip_air)
     plan = plan_tiles(prepared.spatial_shape, spec.tiling, prepared.region)
-    canvas = Stitcher(plan, spec.probability_channels)
     restoration = Restoration(prepared, volume.geometry, spec, keep_probabilities=options.keep_probabilities)
-    agreement = AgreementCounter(plan, spec)
+    agreement = AgreementCounter(plan, spec) if options.subnet_agreement else None
+    stitched = _stitched(plan, prepared, spec, backend, options, agreement, progress)
+    if options.second_look:
+        stitched = _looked_at_again(plan, stitched, prepared, spec, backend, options, progress)
+    for slices in stitched:
+        restoration.add(slices)
+    segmentation = restoration.finish(backend.info.engine)
+    if agreement is not None:
+        segmentation = replace(segmentation, agreement=agreement.classes())
+    _LOGGER.info("segmented %d tiles in %.1f s", len(plan.tiles), time.perf_counter() - started)
+    return segmentation
+
+
+def _stitched(
+    plan: TilePlan,
+    prepared: Prepared,
+    spec: ModelSpec,
+    backend: Backend,
+    options: InferenceOptions,
+    agreement: AgreementCounter | None,
+    progress: Progress | None,
+) -> Iterator[Stitched]:
+    """All slices of the model grid, as soon as no later tile touches them."""
+    canvas = Stitcher(plan, spec.probability_channels)
     done = 0
     batches = plan.batches(options.batch_size or backend.info.parallel_tiles)
-    for batch, output in inferred(batches, prepared.read, backend, with_logits=options.subnet_agreement):
-        for slices in canvas.add(batch, output):
-            restoration.add(slices)
-        if options.subnet_agreement:
+    for batch, output in inferred(batches, prepared.read, backend, with_logits=agreement is not None):
+        yield from canvas.add(batch, output)
+        if agreement is not None:
             agreement.add(batch, output)
         done += len(batch)
         if progress is not None:
             progress(done, len(plan.tiles))
-    segmentation = restoration.finish(backend.info.engine)
-    if options.subnet_agreement:
-        segmentation = replace(segmentation, agreement=agreement.classes())
-    _LOGGER.info("segmented %d tiles in %.1f s", len(plan.tiles), time.perf_counter() - started)
-    return segmentation
+
+
+def _looked_at_again(
+    plan: TilePlan,
+    stitched: Iterable[Stitched],
+    prepared: Prepared,
+    spec: ModelSpec,
+    backend: Backend,
+    options: InferenceOptions,
+    progress: Progress | None,
+) -> Iterator[Stitched]:
+    """The whole model grid, averaged with tiles of a second look where it is uncertain."""
+    everything = slice(0, plan.spatial_shape[0])
+    first = joined(list(stitched), everything)
+    more = second_look_plan(plan, first, spec)
+    if not more.tiles:
+        yield first
+        return
+    second = joined(list(_stitched(more, prepared, spec, backend, options, None, progress)), everything)
+    _LOGGER.info("looked again at %d tiles", len(more.tiles))
+    yield averaged(plan, first, more, second)

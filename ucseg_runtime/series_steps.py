@@ -23,7 +23,7 @@ from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.decision import Decision, decide
 from ucseg_runtime.dicom.reader import files_sha256, read_voxels, source_headers
 from ucseg_runtime.dicom.source_study import source_key
-from ucseg_runtime.errors import InputError
+from ucseg_runtime.errors import BackendUnavailableError, InputError
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.inputs import Found, grid_of
 from ucseg_runtime.model_folder import Model
@@ -286,6 +286,7 @@ def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, 
         settings["subnet_agreement"] = True
     if model.calibration.calibration is not None:  # it decides volume intervals and limits of the score
         settings["calibration"] = model.calibration.calibration.digest
+    settings |= _second_look(inference)
     return RunIdentity(
         model_name=model.manifest.name,
         model_version=model.manifest.version,
@@ -293,6 +294,7 @@ def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, 
         engine=engine,
         settings_digest=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         ucseg_version=__version__,
+        fusion=model.manifest.fusion,
     )
 
 
@@ -306,6 +308,10 @@ def _segment(
     """The segmentation and what computed it; times the network apart from what surrounds it."""
     times = read.times
     if inference.server is not None and inference.server.mode == "volume":
+        if inference.second_look:
+            raise BackendUnavailableError(
+                "a server that takes whole volumes takes no second look.", hint="Use --triton-mode tile."
+            )
         with times.stage("server"):
             return segment_on_server(
                 read.volume,
@@ -360,7 +366,11 @@ def _outputs_of(inferred: InferredSeries) -> SeriesOutputs:
 
 def settings_of(inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:
     """What of the options decides which results there are and what they hold, as the record has it."""
-    return {**chosen_outputs(outputs), "skip_air": inference.skip_air}
+    return {**chosen_outputs(outputs), "skip_air": inference.skip_air, **_second_look(inference)}
+
+
+def _second_look(inference: InferenceOptions) -> dict[str, object]:
+    return {"second_look": True} if inference.second_look else {}
 
 
 def _record(

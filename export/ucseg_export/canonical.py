@@ -53,7 +53,14 @@ def canonical_model(exported: onnx.ModelProto, key: str, shapes: Mapping[str, tu
 
 
 def merged_model(stages: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
-    """The canonical stages as one graph from IMAGE to PROBABILITIES and UNCERTAINTY; logits stay inside."""
+    """The stages as one graph from IMAGE to PROBABILITIES and UNCERTAINTY; logits stay inside.
+
+    Args:
+        stages: By artifact key, in canonical form, so that no two names of different stages are equal.
+
+    Raises:
+        ModelError: Stages of different versions of the operators do not mean the same in one graph.
+    """
     graphs = [stages[key].graph for key in STAGES]
     declared = {info.name: info for graph in graphs for info in (*graph.input, *graph.output)}
     merged = helper.make_graph(
@@ -63,8 +70,32 @@ def merged_model(stages: Mapping[str, onnx.ModelProto]) -> onnx.ModelProto:
         [declared[name] for name in GRAPHS[MERGED].outputs],
         [weight for graph in graphs for weight in graph.initializer],
     )
-    first = stages[STAGES[0]]
-    return _model(merged, first.ir_version, first.opset_import)
+    newest = max((stages[key] for key in STAGES), key=_opset)
+    for key in STAGES:
+        _require_same_meaning(stages[key], key, _opset(newest))
+    return _model(merged, max(stages[key].ir_version for key in STAGES), newest.opset_import)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    versions: list[int] = [item.version for item in model.opset_import if item.domain in ("", "ai.onnx")]
+    return max(versions)
+
+
+def _require_same_meaning(model: onnx.ModelProto, key: str, opset: int) -> None:
+    """A graph means the same under a newer set of operators if none of its operators was defined anew in between."""
+    own = _opset(model)
+    changed = {
+        node.op_type
+        for node in model.graph.node
+        if onnx.defs.get_schema(node.op_type, own).since_version
+        != onnx.defs.get_schema(node.op_type, opset).since_version
+    }
+    if changed:
+        raise ModelError(
+            f"graph {key} has the operators {', '.join(sorted(changed))} of opset {own}, which mean something else in "
+            f"opset {opset} of the other stages.",
+            hint="Export the model again with ucseg-export onnx.",
+        )
 
 
 def checked_bytes(model: onnx.ModelProto, key: str) -> bytes:

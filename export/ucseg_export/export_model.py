@@ -66,7 +66,7 @@ def export_model(request: ExportRequest) -> Manifest:
     """
     check_place(request.out, request.overwrite)
     checkpoint = load_checkpoint(request.checkpoint)
-    spec = _spec_of(request, checkpoint)
+    spec = spec_of(request.spec, request.quality, checkpoint)
     tile_sets = _tile_sets(request, spec)
     graphs = onnx_graphs(checkpoint.net)
     manifest = build_manifest(spec, graphs, (), _provenance(request.checkpoint, checkpoint))
@@ -97,7 +97,7 @@ def write_model_folder(folder: Path, manifest: Manifest, graphs: Mapping[str, by
         complete.mkdir()
         for key, content in graphs.items():
             (complete / manifest.artifacts[key].file).write_bytes(content)
-        (complete / PARITY_NAME).write_text(parity_table(manifest.parity), encoding="utf-8")
+        (complete / PARITY_NAME).write_text(parity_table(manifest.parity, manifest.fusion), encoding="utf-8")
         (complete / MANIFEST_NAME).write_text(manifest_json(manifest), encoding="utf-8")
         load_model(complete, whoever_made_it=True)
         _swap(folder, complete, staging / "old")
@@ -133,12 +133,22 @@ def check_place(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _spec_of(request: ExportRequest, checkpoint: TrioCheckpoint) -> ModelSpec:
-    description = read_json(request.spec, "--spec") if request.spec else checkpoint.model_spec
+def spec_of(replacement: Path | None, quality: Path | None, checkpoint: TrioCheckpoint) -> ModelSpec:
+    """What a checkpoint's model is.
+
+    Args:
+        replacement: JSON file that replaces the checkpoint's own description.
+        quality: JSON file, or one with a row per line, that replaces the measured quality.
+        checkpoint: Networks and description.
+
+    Raises:
+        ManifestError: The description is missing, wrong, or fits other networks.
+    """
+    description = read_json(replacement, "--spec") if replacement else checkpoint.model_spec
     spec = model_spec(description, checkpoint.net.config)
-    if request.quality is None:
+    if quality is None:
         return spec
-    return spec.model_copy(update={"quality": quality_rows(read_json(request.quality, "--quality"))})
+    return spec.model_copy(update={"quality": quality_rows(read_json(quality, "--quality"))})
 
 
 def _tile_sets(request: ExportRequest, spec: ModelSpec) -> list[TileSet]:

@@ -27,11 +27,21 @@ from ucseg_runtime.backends.onnx_runtime import OnnxRuntimeEngine
 from ucseg_runtime.backends.openvino import OpenVinoEngine
 from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.errors import AccuracyGateError
-from ucseg_runtime.manifest import Manifest, ParityRow
+from ucseg_runtime.manifest import FusionRule, Manifest, ParityRow
 from ucseg_training.nets import DualNet, uncertainty
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, a probability or an uncertainty that float32 sums in another order may make."""
+
+_OF_UPG = (
+    "Largest absolute difference between each graph and the trained networks in torch: of logits for the subnets",
+    "and the UPG, of probabilities and uncertainty for the read-out and the merged graph.",
+)
+_OF_WEIGHT_FREE_RULE = (
+    "Largest absolute difference between each graph and its reference: for the subnets of logits, against the trained",
+    "networks in torch; for all others of probabilities and uncertainty, against the fusion rule in NumPy, which is",
+    "fed with the engine's own logits of the subnets.",
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +122,7 @@ def require_parity(rows: Sequence[ParityRow]) -> None:
         raise AccuracyGateError("no graph was compared with torch.")
     worst = max(failed, key=lambda row: np.nan_to_num(row.max_abs_difference, nan=np.inf))
     raise AccuracyGateError(
-        f"{len(failed)} of {len(rows)} comparisons with torch failed; worst: graph {worst.graph}, {worst.inputs}: "
+        f"{len(failed)} of {len(rows)} comparisons failed; worst: graph {worst.graph}, {worst.inputs}: "
         f"difference {worst.max_abs_difference:.2e}, allowed {worst.tolerance:.0e}.",
         hint="Nothing was written. Export with another version of torch or of the engine.",
     )
@@ -129,13 +139,12 @@ def reference_tensors(net: DualNet, tiles: Float32Array) -> dict[str, Float32Arr
     return {name: np.concatenate([tensors[name] for tensors in per_tile]) for name in per_tile[0]}
 
 
-def parity_table(rows: Sequence[ParityRow]) -> str:
+def parity_table(rows: Sequence[ParityRow], fusion: FusionRule = "upg") -> str:
     """The rows as a Markdown page."""
     lines = [
         "# Parity",
         "",
-        "Largest absolute difference between each graph and the trained networks in torch: of logits for the subnets",
-        "and the UPG, of probabilities and uncertainty for the read-out and the merged graph.",
+        *(_OF_UPG if fusion == "upg" else _OF_WEIGHT_FREE_RULE),
         "",
         "| graph | tiles and engine | reference | largest difference | tolerance |",
         "|---|---|---|---|---|",

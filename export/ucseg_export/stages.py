@@ -15,7 +15,8 @@ from ucseg_export.rewrites import (
     without_dead_biases,
     without_dropouts,
 )
-from ucseg_runtime.backends.graphs import IMAGE, PROBABILITIES, UNCERTAINTY
+from ucseg_runtime.backends.graphs import IMAGE, PROBABILITIES, UNCERTAINTY, channels_of, engine_tile_shape
+from ucseg_runtime.manifest import ModelSpec
 from ucseg_training.nets import DualNet, TrioConfig, uncertainty
 
 _SLICE_AXIS = 2
@@ -77,22 +78,36 @@ def inference_stages(net: DualNet) -> dict[str, nn.Module]:
         net: Trained trio; copied, not changed.
     """
     config = net.config
-    subnet_a = with_blocked_norms(with_folded_norms(without_dead_biases(without_dropouts(net.subnet_a))))
     stages: dict[str, nn.Module] = {
-        "subnet_a": SubnetStage(subnet_a, config.dim),
-        "subnet_b": SubnetStage(without_dropouts(net.subnet_b), config.dim),
+        **subnet_stages(net),
         "upg": UpgStage(ScaledUpg(net.upg), config.dim),
         "decode": DecodeStage(config.activation),
     }
     return {key: stage.eval().requires_grad_(False) for key, stage in stages.items()}
 
 
-def tensor_shape(tensor: str, config: TrioConfig) -> tuple[int, ...]:
+def subnet_stages(net: DualNet) -> dict[str, nn.Module]:
+    """The two stages from IMAGE to logits, rewritten for inference; the UPG has no part in them.
+
+    Args:
+        net: Trained; copied, not changed.
+    """
+    subnet_a = with_blocked_norms(with_folded_norms(without_dead_biases(without_dropouts(net.subnet_a))))
+    stages = {
+        "subnet_a": SubnetStage(subnet_a, net.config.dim),
+        "subnet_b": SubnetStage(without_dropouts(net.subnet_b), net.config.dim),
+    }
+    return {key: stage.eval().requires_grad_(False) for key, stage in stages.items()}
+
+
+def tensor_shape(tensor: str, sizes: TrioConfig | ModelSpec) -> tuple[int, ...]:
     """Channels and three sides of one of the tensors that graphs take and give."""
-    probabilities = 1 if config.activation == "sigmoid" else config.num_classes
-    special = {IMAGE: config.in_channels, PROBABILITIES: probabilities, UNCERTAINTY: 1}
-    sides = (1, *config.tile_shape) if config.dim == 2 else config.tile_shape
-    return special.get(tensor, config.num_classes), *sides
+    if isinstance(sizes, ModelSpec):
+        return channels_of(tensor, sizes), *engine_tile_shape(sizes.tiling)
+    probabilities = 1 if sizes.activation == "sigmoid" else sizes.num_classes
+    special = {IMAGE: sizes.in_channels, PROBABILITIES: probabilities, UNCERTAINTY: 1}
+    sides = (1, *sizes.tile_shape) if sizes.dim == 2 else sizes.tile_shape
+    return special.get(tensor, sizes.num_classes), *sides
 
 
 def _to_network(tile: Tensor, dim: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ucseg_export.canonical import canonical_model, checked_bytes, merged_model
 from ucseg_export.stages import inference_stages, tensor_shape
 from ucseg_runtime.backends.graphs import GRAPHS, Graph
-from ucseg_runtime.manifest import MERGED
+from ucseg_runtime.manifest import MERGED, ModelSpec
 from ucseg_training.nets import DualNet, TrioConfig
 
 Exporter = Literal["dynamo", "legacy"]
@@ -50,14 +50,28 @@ def exported_stages(stages: Mapping[str, nn.Module], config: TrioConfig, exporte
         config: Sizes of the networks inside.
         exporter: Which of torch's two exporters.
     """
+    models = exported_models(stages, config, exporter)
+    models[MERGED] = merged_model(models)
+    return {key: checked_bytes(model, key) for key, model in models.items()}
+
+
+def exported_models(
+    stages: Mapping[str, nn.Module], sizes: TrioConfig | ModelSpec, exporter: Exporter = "dynamo"
+) -> dict[str, onnx.ModelProto]:
+    """Some stage modules in canonical form, by artifact key; see `onnx_graphs`.
+
+    Args:
+        stages: Modules by artifact key.
+        sizes: Of the tensors that they take and give.
+        exporter: Which of torch's two exporters.
+    """
     models = {}
     for key, stage in stages.items():
         graph = GRAPHS[key]
-        shapes = {name: tensor_shape(name, config) for name in (*graph.inputs, *graph.outputs)}
+        shapes = {name: tensor_shape(name, sizes) for name in (*graph.inputs, *graph.outputs)}
         examples = tuple(torch.zeros(_EXAMPLE_TILES, *shapes[name]) for name in graph.inputs)
         models[key] = canonical_model(_exported(stage, examples, graph, exporter), key, shapes)
-    models[MERGED] = merged_model(models)
-    return {key: checked_bytes(model, key) for key, model in models.items()}
+    return models
 
 
 def _exported(stage: nn.Module, examples: tuple[Tensor, ...], graph: Graph, exporter: Exporter) -> onnx.ModelProto:

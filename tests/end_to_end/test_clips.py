@@ -250,6 +250,9 @@ def test_command_line_segments_inspects_and_plans_a_clip(tmp_path: Path) -> None
     within = [*arguments, "--overwrite", "--max-memory", "4000"]
     assert CliRunner().invoke(app, within).exit_code == 0
     assert CliRunner().invoke(app, [*arguments, "--overwrite", "--max-memory", "10"]).exit_code == 3
+    again = CliRunner().invoke(app, [*arguments, "--overwrite", "--second-look"])
+    assert again.exit_code == 3
+    assert "a second look is for volumes" in " ".join(again.stderr.split())
 
 
 def test_several_clips_are_segmented_one_after_the_other(tmp_path: Path) -> None:

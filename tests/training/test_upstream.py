@@ -725,6 +725,7 @@ def _import_error(folder: Path, fields: object, name: str = "canary.yaml", **arg
     [
         ({"dim": 2}, "dim 2, networks 3"),
         ({"channels": 3}, "channels 3, networks 1"),
+        ({"fusion": "mean"}, "fusion mean, networks upg"),
         ({"tiling": {"tile_shape": [48, 48, 32]}}, "tile shape in the networks' order of axes (32, 48, 48), networks"),
         ({"tiling": {"axis_order": "zyx", "tile_shape": [32, 48, 48]}}, "(32, 48, 48), networks (48, 48, 32)"),
         ({"classes": tiny_model_spec(2)["classes"], "activation": "softmax"}, "classes with background 3, networks 2"),
@@ -746,7 +747,7 @@ def test_activation_that_contradicts_the_description_is_refused(tmp_path: Path) 
         ({"licence": None}, "licence: "),
         ({"unknown": 1}, "unknown: Extra inputs"),
         ({"activation": "relu"}, "activation: "),
-        ({"fusion": "mean"}, "fusion: "),
+        ({"fusion": "vote"}, "fusion: "),
         ({"tiling": 7}, "tiling: "),
         ({"tiling": {"tile_shape": [0, 1]}}, "tiling.tile_shape"),
         ({"tiling": {"overlap": 1.5}}, "tiling.overlap: "),

@@ -20,6 +20,7 @@ from ucseg_training.nets import DualNet, TrioConfig
 
 _GIVE_A_CHECKPOINT = "Give a checkpoint that ucseg-train wrote."
 _GIVE_A_STATE = "Use the folder of a run that ucseg-train started, or an empty one."
+UPG_PREFIX = "generate_pseudo_simple."
 _PARTS = ("weights", "average", "optimizer", "objective", "best")
 
 
@@ -33,12 +34,15 @@ class TrioCheckpoint:
         model_spec: What the model is besides its weights: classes, preprocessing, tiling … as the export needs it.
         plan: SHA-256 of the plan and the data that the weights come from, see `TrainingPlan.digest`; empty for weights
             that no run of ucseg-train made.
+        has_upg: Whether the UPG was trained too; without, that part of `net` holds random values, and only the subnets
+            may be used.
     """
 
     net: DualNet
     step: int
     model_spec: dict[str, object]
     plan: str = ""
+    has_upg: bool = True
 
 
 def save_checkpoint(
@@ -71,11 +75,16 @@ def save_checkpoint(
     _write(path, state, metadata)
 
 
-def load_checkpoint(path: Path) -> TrioCheckpoint:
+def load_checkpoint(path: Path, *, needs_upg: bool = True) -> TrioCheckpoint:
     """Read a trio, strictly: every tensor must be there and fit, and none besides.
 
+    Args:
+        path: What `save_checkpoint` wrote.
+        needs_upg: Whether a checkpoint of two subnets alone is refused, as every use but weight-free fusion needs.
+
     Raises:
-        ModelError: Not a safetensors file, no configuration in it, or tensors that do not fit the configuration.
+        ModelError: Not a safetensors file, no configuration in it, or tensors that do not fit the configuration; or
+            the UPG is needed and missing.
     """
     state, metadata = _read(path, "the checkpoint", _GIVE_A_CHECKPOINT)
     try:
@@ -86,10 +95,18 @@ def load_checkpoint(path: Path) -> TrioCheckpoint:
             f"the checkpoint does not say which trio it holds: {error}.", hint=_GIVE_A_CHECKPOINT
         ) from error
     net = DualNet(config)
-    if different := differences(state, net.state_dict()):
+    expected = net.state_dict()
+    subnets = {name: tensor for name, tensor in expected.items() if not name.startswith(UPG_PREFIX)}
+    has_upg = state.keys() != subnets.keys()
+    if not has_upg and needs_upg:
+        raise ModelError(
+            "the checkpoint holds two subnets without a UPG.",
+            hint="Fuse them by a rule without weights: ucseg-export fusion CHECKPOINT --rule mean --out DIR.",
+        )
+    if different := differences(state, expected if has_upg else subnets):
         raise ModelError(f"the checkpoint does not fit its networks; tensors {different}.", hint=_GIVE_A_CHECKPOINT)
-    net.load_state_dict(state)
-    return TrioCheckpoint(net.eval(), step, model_spec, metadata.get("plan", ""))
+    net.load_state_dict(state, strict=has_upg)
+    return TrioCheckpoint(net.eval(), step, model_spec, metadata.get("plan", ""), has_upg)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ def require_fit(spec: ModelSpec, config: TrioConfig) -> None:
         "channels": (spec.channels, config.in_channels),
         "classes with background": (spec.num_classes, config.num_classes),
         "activation": (spec.activation, config.activation),
+        "fusion": (spec.fusion, "upg"),  # other rules are chosen when a model folder is made
         "tile shape in the networks' order of axes": (
             engine_tile_shape(spec.tiling),
             (1,) * (3 - config.dim) + config.tile_shape,

@@ -26,7 +26,7 @@ from torch import Tensor
 from ucseg_runtime.backends.graphs import engine_tile_shape
 from ucseg_runtime.errors import ManifestError, ModelError, OutputError
 from ucseg_runtime.manifest import ModelSpec, Tiling
-from ucseg_training.checkpoint import load_checkpoint, save_checkpoint
+from ucseg_training.checkpoint import UPG_PREFIX, load_checkpoint, save_checkpoint
 from ucseg_training.description import require_fit
 from ucseg_training.nets import Activation, TrioConfig
 from ucseg_training.upstream_file import UpstreamFile, read_state_dict
@@ -96,6 +96,7 @@ def import_upstream(
     description: Path | None = None,
     tile_shape: tuple[int, ...] | None = None,
     activation: Activation | None = None,
+    with_upg: bool = True,
 ) -> ImportReport:
     """Write an upstream state dict as a checkpoint of this project, with what the model is.
 
@@ -111,6 +112,8 @@ def import_upstream(
         description: What the model is. Without it the checkpoint describes nothing, and a note says so.
         tile_shape: As for `read_upstream`; when not given, the description's.
         activation: As for `read_upstream`; when not given, the description's.
+        with_upg: Whether the file holds a whole trio. Without a UPG it holds two subnets alone: the tile shape must be
+            known, since no file says it then, and the checkpoint is for weight-free fusion rules.
 
     Raises:
         ModelError: As `read_upstream` raises it.
@@ -118,7 +121,7 @@ def import_upstream(
         OutputError: The checkpoint cannot be written.
     """
     fields = None if description is None else _fields(description)
-    file = read_state_dict(path)
+    file = read_state_dict(path, with_upg=with_upg)
     if fields is not None:
         tile_shape = tile_shape or _stated_tile_shape(fields, file.sizes.dim)
         activation = activation or _stated_activation(fields)
@@ -183,6 +186,10 @@ def _resolved(file: UpstreamFile, tile_shape: tuple[int, ...] | None, activation
 
 def _tile_shape(file: UpstreamFile, given: tuple[int, ...] | None) -> tuple[int, ...]:
     dim, side = file.sizes.dim, file.sizes.token_side
+    if not file.tokens:
+        if given is None:
+            raise ModelError("without a UPG the file does not say the tile shape.", hint=_GIVE_TILE)
+        return tuple(given)
     tokens = f"the file has {file.tokens} tokens of {' x '.join([str(side)] * dim)} voxels in a tile"
     grid: tuple[int, ...] | None = TOKEN_GRIDS.get(file.tokens)
     if dim == 2:
@@ -297,6 +304,8 @@ def _notes(model: UpstreamModel, spec: ModelSpec | None, *, step_known: bool) ->
         )
     if not step_known:
         yield "The name of the file does not say the training steps; they are recorded as 0."
+    if UPG_PREFIX not in {name[: len(UPG_PREFIX)] for name in model.state}:
+        yield "The checkpoint holds no UPG: export it with ucseg-export fusion and a rule without weights."
     if spec is None:
         order = _axis_order(config.dim)
         yield (

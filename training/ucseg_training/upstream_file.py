@@ -26,6 +26,8 @@ from ucseg_training.nets.config import SIDE_DIVISOR
 _MOST_NAMES = 10
 _LONGEST_NAME = 120
 _PREFIX = "module."
+_UPG = "generate_pseudo_simple."
+_SIZES_OF_SUBNETS = frozenset({"in_channels", "num_classes", "unet_width", "vnet_width"})
 _ATTENTION = "generate_pseudo_simple.cross_attn"
 _HEAD = "generate_pseudo_simple.final_head"
 _POSITIONS = f"{_ATTENTION}.pos_embed"
@@ -48,13 +50,13 @@ _GIVE_WHOLE = "Give the state dict of UC-Seg's whole model: net_1, net_2 and gen
 
 @dataclass(frozen=True, eq=False)
 class UpstreamFile:
-    """A state dict that holds a whole trio.
+    """A state dict that holds a whole trio, or two subnets alone.
 
     Attributes:
         state: Every tensor under upstream's name, contiguous, each in its own memory: weights and statistics float32
             and finite, counters int64.
         sizes: Sizes of the networks. Tile shape and activation only stand in: the file alone does not say them.
-        tokens: Tokens in one tile, N.
+        tokens: Tokens in one tile, N; 0 where there is no UPG.
     """
 
     state: dict[str, Tensor]
@@ -62,11 +64,12 @@ class UpstreamFile:
     tokens: int
 
 
-def read_state_dict(path: Path) -> UpstreamFile:
+def read_state_dict(path: Path, *, with_upg: bool = True) -> UpstreamFile:
     """Read a state dict without running anything in it.
 
     Args:
         path: What `torch.save(model.state_dict(), path)` wrote; the names may all begin with `module.`.
+        with_upg: Whether the file holds a whole trio; else two subnets alone, and the sizes of a UPG only stand in.
 
     Raises:
         ModelError: Not such a file, or tensors are missing, unexpected, misshaped, of another type or not finite.
@@ -74,13 +77,15 @@ def read_state_dict(path: Path) -> UpstreamFile:
     """
     state = _tensors(_loaded(path))
     dim = _dimension(state)
-    votes = {size: _votes(state, witnesses) for size, witnesses in _witnesses(dim).items()}
+    wanted = {size: names for size, names in _witnesses(dim).items() if with_upg or size in _SIZES_OF_SUBNETS}
+    votes = {size: _votes(state, witnesses) for size, witnesses in wanted.items()}
     if not all(votes.values()):
-        raise _misfit(_differences(state, _expected_ranks(state, dim)))
+        raise _misfit(_differences(state, _of_wanted(_expected_ranks(state, dim), with_upg)))
     agreed = {size: Counter(found).most_common(1)[0][0] for size, found in votes.items()}
-    sizes, tokens = _trio(dim, agreed), agreed["tokens"]
-    expected = _expected(sizes)
-    expected[_POSITIONS] = expected[_POSITIONS].new_empty((1, tokens, sizes.attention_width))
+    sizes, tokens = _trio(dim, agreed) if with_upg else _pair(dim, agreed), agreed.get("tokens", 0)
+    expected = _of_wanted(_expected(sizes), with_upg)
+    if with_upg:
+        expected[_POSITIONS] = expected[_POSITIONS].new_empty((1, tokens, sizes.attention_width))
     if differences := _differences(state, expected):
         raise _misfit(differences)
     _require_values(state, expected)
@@ -187,6 +192,30 @@ def _trio(dim: int, agreed: Mapping[str, int]) -> TrioConfig:
         )
     except ValueError as error:
         raise ModelError(f"the state dict has sizes that no trio can have: {error}", hint=_GIVE_WHOLE) from error
+
+
+def _pair(dim: int, agreed: Mapping[str, int]) -> TrioConfig:
+    """The sizes of two subnets; those of the UPG are the smallest, as there is none."""
+    try:
+        return TrioConfig(
+            dim=dim,
+            in_channels=agreed["in_channels"],
+            num_classes=agreed["num_classes"],
+            unet_width=agreed["unet_width"],
+            vnet_width=agreed["vnet_width"],
+            tile_shape=(2 * SIDE_DIVISOR,) * dim,
+            attention_width=1,
+            heads=1,
+            head_dim=1,
+            mlp_hidden=1,
+            head_widths=(1,) * len(_HEAD_STAGES),
+        )
+    except ValueError as error:
+        raise ModelError(f"the state dict has sizes that no subnets can have: {error}", hint=_GIVE_WHOLE) from error
+
+
+def _of_wanted(expected: dict[str, Tensor], with_upg: bool) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in expected.items() if with_upg or not name.startswith(_UPG)}
 
 
 def _expected(config: TrioConfig) -> dict[str, Tensor]:

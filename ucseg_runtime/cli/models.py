@@ -29,7 +29,8 @@ def models(model: ModelOption = None, as_json: JsonOption = False) -> None:
         for item in loaded:
             spec = item.manifest
             scores = {row.segment: row for row in spec.quality if row.output == "fused"}
-            title = f"{spec.name} {spec.version}, {spec.modality}, digest {item.digest[:12]}\n{spec.intended_use}"
+            title = f"{spec.name} {spec.version}, {spec.modality}, fusion {spec.fusion}, digest {item.digest[:12]}"
+            title += f"\n{spec.intended_use}"
             rows = [
                 (str(part.label), part.name, f"{scores[part.name].dice:.3f}" if part.name in scores else "–")
                 for part in spec.classes

@@ -77,6 +77,9 @@ ExcludeOption = Annotated[
 SubnetAgreementOption = Annotated[
     bool, typer.Option("--subnet-agreement", help="Measure how far subnet A and B agree; the stages run one by one.")
 ]
+SecondLookOption = Annotated[
+    bool, typer.Option("--second-look", help="Compute more tiles where the result is uncertain, and average.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace results that the folder already holds.")]
 ThreadsOption = Annotated[
     int, typer.Option("--threads", min=0, help="Threads of the engine; 0 means every core allowed.")

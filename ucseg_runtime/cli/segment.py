@@ -30,6 +30,7 @@ from ucseg_runtime.cli.options import (
     OutOption,
     OverwriteOption,
     PrecisionOption,
+    SecondLookOption,
     SeriesOption,
     SkipAirOption,
     SubnetAgreementOption,
@@ -107,6 +108,7 @@ def segment(
     mode: ModeOption = "auto",
     subnet_agreement: SubnetAgreementOption = False,
     fail_on: FailOnOption = None,
+    second_look: SecondLookOption = False,
     max_memory: MaxMemoryOption = 0,
     cache: CacheOption = False,
     device: DeviceOption = 0,
@@ -133,6 +135,8 @@ def segment(
     """
     if len(input) > 1:
         _refuse_options_for_one_input(series, expect_instances, max_memory)
+    if second_look and max_memory:
+        raise typer.BadParameter("what it takes is not predicted for --second-look", param_hint="--max-memory")
     rules = series_rules(choose, exclude)
     outputs = OutputArguments(viewer, seg_type, compression, uncertainty, overwrite).options(
         {"rtstruct": rtstruct, "nifti": nifti, "nrrd": nrrd, "preview": preview, "report": report}
@@ -152,6 +156,7 @@ def segment(
             skip_air=skip_air,
             mode=mode,
             subnet_agreement=subnet_agreement,
+            second_look=second_look,
             max_memory_mb=max_memory,
             cache_folder=compiled_models_folder() if cache else None,
             server=server,

@@ -10,13 +10,24 @@ from highdicom.sr import CodedConcept
 from pydicom.sr.coding import Code as DicomCode
 
 from ucseg_runtime.decision import Outcome
-from ucseg_runtime.manifest import Code, SegmentClass
+from ucseg_runtime.manifest import Code, FusionRule, SegmentClass
 
 PRIVATE_SCHEME = "99UCSEG"
 
 EVIDENTIAL_UNCERTAINTY = DicomCode("uncertainty", PRIVATE_SCHEME, "Evidential uncertainty")
 """K / Σ(evidence + 1) in (0, 1]. Private: the quantities of DICOM CID 7180 and the measurements of CID 7469 know ADC,
 saliency, entropy and others, but no uncertainty of a classifier."""
+
+_ENTROPY_OF_MEAN = DicomCode("entropy-of-mean", PRIVATE_SCHEME, "Entropy of the mean of two networks")
+_UNCERTAINTY_OF_RULE: Mapping[FusionRule, DicomCode] = {
+    "upg": EVIDENTIAL_UNCERTAINTY,
+    "mean": EVIDENTIAL_UNCERTAINTY,
+    "dempster": EVIDENTIAL_UNCERTAINTY,
+    "entropy": _ENTROPY_OF_MEAN,
+    "coranet": DicomCode("disagreement", PRIVATE_SCHEME, "Disagreement of two networks at two thresholds"),
+    "dual": DicomCode("divergence", PRIVATE_SCHEME, "Divergence of two networks"),
+    "burl": _ENTROPY_OF_MEAN,
+}
 
 BETWEEN_SUBNET_DICE = DicomCode("subnet-dice", PRIVATE_SCHEME, "Dice coefficient between subnets")
 """Private: public schemes know the Dice coefficient of a segmentation and a reference, not of two networks."""
@@ -57,6 +68,11 @@ LATERALITIES = frozenset({"7771000", "24028007", "51440002", "66459002"})
 
 _IMAGING_PROCEDURE = DicomCode("363679005", "SCT", "Imaging procedure")
 _LONGEST_LO = 64
+
+
+def uncertainty_of_rule(fusion: FusionRule) -> DicomCode:
+    """What the uncertainty of a model with this fusion rule is; its meaning has at most 64 characters."""
+    return _UNCERTAINTY_OF_RULE[fusion]
 
 
 def concept(code: Code) -> CodedConcept:

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from ucseg_runtime.arrays import UInt16Array
-from ucseg_runtime.dicom.codes import EVIDENTIAL_UNCERTAINTY, NO_UNITS, private_scheme
+from ucseg_runtime.dicom.codes import EVIDENTIAL_UNCERTAINTY, NO_UNITS, private_scheme, uncertainty_of_rule
 from ucseg_runtime.dicom.derived_object import add_body_part, building, finish, save
 from ucseg_runtime.dicom.equipment import equipment
 from ucseg_runtime.dicom.frame_stream import frame_stream
@@ -86,11 +86,11 @@ def _description(pixels: UInt16Array, study: SourceStudy, identity: RunIdentity)
         software_versions=device.software_versions,
         device_serial_number=device.serial_number,
         contains_recognizable_visual_features=False,
-        real_world_value_mappings=[_mapping()],
+        real_world_value_mappings=[_mapping(identity)],
         voi_lut_transformations=[hd.VOILUTTransformation(window_center=(SCALE + 1) / 2, window_width=SCALE + 1)],
         transfer_syntax_uid=ExplicitVRLittleEndian,
         content_label="UNCERTAINTY",
-        content_description="Evidential uncertainty, not calibrated",
+        content_description=f"{uncertainty_of_rule(identity.fusion).meaning}, not calibrated",
         content_qualification="RESEARCH",
         coding_schemes=[private_scheme()],
         series_description="ucseg uncertainty",
@@ -98,15 +98,17 @@ def _description(pixels: UInt16Array, study: SourceStudy, identity: RunIdentity)
     return dataset
 
 
-def _mapping() -> hd.pm.RealWorldValueMapping:
+def _mapping(identity: RunIdentity) -> hd.pm.RealWorldValueMapping:
+    quantity = uncertainty_of_rule(identity.fusion)
+    scale = ", 1 = no evidence" if quantity == EVIDENTIAL_UNCERTAINTY else ""
     return hd.pm.RealWorldValueMapping(
         lut_label="UNCERTAINTY",
-        lut_explanation="Evidential uncertainty, 1 = no evidence, not calibrated",
+        lut_explanation=f"{quantity.meaning}{scale}, not calibrated",
         unit=NO_UNITS,
         value_range=(0, SCALE),
         slope=1.0 / SCALE,
         intercept=0.0,
-        quantity_definition=EVIDENTIAL_UNCERTAINTY,
+        quantity_definition=quantity,
     )
 
 

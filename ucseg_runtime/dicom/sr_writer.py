@@ -239,7 +239,7 @@ def _agreement(measurement: SegmentMeasurement) -> list[sr.Measurement]:
 def _uncertainty(references: _References, value: float, derivation: Code) -> sr.Measurement:
     source = sr.SourceImageForMeasurement(references.uncertainty.SOPClassUID, references.uncertainty.SOPInstanceUID)
     return sr.Measurement(
-        name=codes.EVIDENTIAL_UNCERTAINTY,
+        name=codes.uncertainty_of_rule(references.identity.fusion),
         value=round(value, _UNCERTAINTY_DECIMALS),
         unit=codes.NO_UNITS,
         derivation=derivation,

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileDataset
 
 from ucseg_runtime.arrays import UInt8Array
 from ucseg_runtime.config import SEG_COMPRESSIONS, SegEncoding
-from ucseg_runtime.dicom.codes import EVIDENTIAL_UNCERTAINTY, SPATIAL_CONCEPT, private_scheme
+from ucseg_runtime.dicom.codes import SPATIAL_CONCEPT, private_scheme, uncertainty_of_rule
 from ucseg_runtime.dicom.derived_object import building, finish, save
 from ucseg_runtime.dicom.equipment import algorithm_identification
 from ucseg_runtime.dicom.read_back import SegmentFigures, compared_planes, read_placed
@@ -85,11 +85,12 @@ def _fractional(encoding: SegEncoding | None) -> SegEncoding:
 
 
 def _description(study: SourceStudy, identity: RunIdentity) -> hd.seg.SegmentDescription:
+    quantity = uncertainty_of_rule(identity.fusion)
     return hd.seg.SegmentDescription(
         segment_number=1,
-        segment_label="Evidential uncertainty",
+        segment_label=quantity.meaning,
         segmented_property_category=CodedConcept.from_code(SPATIAL_CONCEPT),
-        segmented_property_type=CodedConcept.from_code(EVIDENTIAL_UNCERTAINTY),
+        segmented_property_type=CodedConcept.from_code(quantity),
         algorithm_type="AUTOMATIC",
         algorithm_identification=algorithm_identification(identity),
         tracking_uid=study.uids.of_output("uncertainty segment"),

@@ -6,6 +6,7 @@ import typer
 
 from ucseg_export.cli.calibrate import calibrate
 from ucseg_export.cli.everything import everything
+from ucseg_export.cli.fusion import fusion
 from ucseg_export.cli.int8 import int8
 from ucseg_export.cli.onnx import onnx
 from ucseg_export.cli.prove import prove
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(onnx)
+app.command()(fusion)
 app.command()(prove)
 app.command()(calibrate)
 app.command()(ranges)
