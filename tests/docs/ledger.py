@@ -16,8 +16,9 @@ SERVED = "tests/serving/test_service_guide.py"
 
 RUN_BY: Mapping[str, tuple[str, ...]] = {
     PLAIN: (
-        r"README.md: ucseg (inspect|segment(?!.*triton)|batch|plan|verify|models|doctor)\b",
-        r"docs/(guide-one-study|inputs).md: ",
+        r"README.md: ucseg (inspect|segment(?!.*(triton|--fail-on))|batch|plan|verify|models|doctor)\b",
+        r"docs/(guide-one-study|inputs|report).md: ",
+        r"docs/decision.md: ucseg segment STUDY --out RESULTS$",
         r"docs/batch.md: ucseg batch (?!.*--runner)",
         r"docs/memory.md: ucseg ",
     ),
@@ -50,7 +51,8 @@ NOT_RUN: Mapping[str, tuple[str, ...]] = {
         r": ucseg-train (import|emit) ",
     ),
     "needs the result of such a training; tests/export runs these commands on a small model": (
-        r": ucseg-export (onnx (trio|runs/(demo|la))|all|int8|prove (MODEL|MODEL_DIR)\b)",
+        r": ucseg-export (onnx (trio|runs/(demo|la))|all|int8|prove (MODEL|MODEL_DIR|OUT_DIR|OTHER_DIR)\b)",
+        r": ucseg-export (calibrate|ranges|fusion) ",
     ),
     "needs a GPU, or builds for one; tests/export builds what can be built without": (
         r": ucseg-export tensorrt ",
@@ -71,6 +73,7 @@ NOT_RUN: Mapping[str, tuple[str, ...]] = {
         r"docs/serving.md: (ucseg-serve|ucseg demo) ",
     ),
     "needs certificates of a site; tests/serving/test_tls.py makes some": (r"docs/serving.md: ucseg segment .*grpcs",),
+    "its exit code is the decision; tests/end_to_end/test_decision.py has one of each": (r": ucseg segment .*--fail-on ",),
     "needs a collector of traces; tests/serving/test_tracing.py has one": (r"docs/serving.md: tritonserver ",),
     "needs a caller's AE title; tests/pacs/test_guide.py runs it with one": (r"README.md: ucseg pacs listen",),
 }
