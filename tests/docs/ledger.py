@@ -73,7 +73,9 @@ NOT_RUN: Mapping[str, tuple[str, ...]] = {
         r"docs/serving.md: (ucseg-serve|ucseg demo) ",
     ),
     "needs certificates of a site; tests/serving/test_tls.py makes some": (r"docs/serving.md: ucseg segment .*grpcs",),
-    "its exit code is the decision; tests/end_to_end/test_decision.py has one of each": (r": ucseg segment .*--fail-on ",),
+    "its exit code is the decision; tests/end_to_end/test_decision.py has one of each": (
+        r": ucseg segment .*--fail-on ",
+    ),
     "needs a collector of traces; tests/serving/test_tracing.py has one": (r"docs/serving.md: tritonserver ",),
     "needs a caller's AE title; tests/pacs/test_guide.py runs it with one": (r"README.md: ucseg pacs listen",),
 }
