@@ -294,6 +294,11 @@ class FoundCalibration:
     calibration: Calibration | None = None
     ignored: str = ""
 
+    @property
+    def digest(self) -> str:
+        """See `Calibration.digest`; empty where there is none."""
+        return self.calibration.digest if self.calibration is not None else ""
+
 
 NO_CALIBRATION = FoundCalibration()
 """Of a folder without the file."""

@@ -87,6 +87,9 @@ _BUILT_IN: Mapping[str, Range] = MappingProxyType(
 )
 """Of models whose manifest has no ranges of training cases."""
 
+GRID_FIGURES = ("slice_spacing_mm", "pixel_spacing_mm", "slices")
+"""Figures that a case on another grid than it was acquired on has no longer."""
+
 _LEAST_SIZE = 1e-6
 """Below any size that is compared by factors."""
 
@@ -139,8 +142,9 @@ def score_case(
     names = {str(item.label): item.name for item in classes}
     missing = _missing(figures, ranges, names)
     findings = [*_found_outside(figures, ranges, names)]
-    if missing is not None:  # says more than the number of those that were found
-        findings = [*(finding for finding in findings if finding.check != "found"), missing]
+    if missing is not None:  # says more than the number of those that were found, unless that is worse
+        findings = [item for item in findings if item.check != "found" or item.severity > missing.severity]
+        findings.append(missing)
     findings.sort(key=lambda finding: (-finding.severity, finding.check))
     worst: dict[Group, float] = {}
     for finding in findings:

@@ -296,7 +296,7 @@ def _record(inferred: InferredClip, inference: InferenceOptions, outputs: Output
         "source_sop_uids": [file.sop_instance_uid for file in files_of(series)],
         "input": {"content": inferred.found.content, "files_sha256": inferred.input_sha256},
         "notes": list(inferred.found.notes),
-        "identity": asdict(inferred.identity),
+        "identity": inferred.identity.as_json(),
         "settings": settings_of(inference, outputs),
         "measurements": [asdict(item) for item in inferred.timeline.measurements()],
         "timeline": inferred.timeline.columns(),

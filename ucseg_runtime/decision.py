@@ -7,7 +7,7 @@ is looked at, so that a decision is the same whatever computed them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -26,8 +26,12 @@ Outcome = Literal["accept", "review", "reject"]
 OUTCOMES: tuple[Outcome, ...] = ("accept", "review", "reject")
 """From best to worst."""
 
-BUILT_IN_LIMITS = ScoreLimits(review=0.5, reject=0.9)
-"""One group of checks one unit outside of its range, see `case_score`; and three times that far, or several groups."""
+BUILT_IN_LIMITS = ScoreLimits(review=0.49, reject=0.89)
+"""Just below one group of checks one unit outside of its range, see `case_score`; and below three units, or several
+groups."""
+
+_EVIDENTIAL = ("uncertainty", "border_uncertainty")
+"""Figures whose built-in limits are those of evidence; of other fusion rules nothing is known without ranges."""
 
 _EXIT_CODES = {"accept": EXIT_OK, "review": EXIT_REVIEW, "reject": EXIT_REJECT}
 
@@ -101,10 +105,25 @@ def decide(
 
 
 def scored(
-    volume: Volume, segmentation: Segmentation, measurements: Sequence[SegmentMeasurement], spec: ModelSpec
+    volume: Volume,
+    segmentation: Segmentation,
+    measurements: Sequence[SegmentMeasurement],
+    spec: ModelSpec,
+    without: Collection[str] = (),
 ) -> CaseScore:
-    """The score that a decision is made by; see `decide`."""
-    return score_case(case_figures(volume, segmentation, measurements), spec.training_ranges, spec.classes)
+    """The score that a decision is made by; see `decide`.
+
+    Args:
+        volume: As for `decide`.
+        segmentation: The same.
+        measurements: The same.
+        spec: Has the ranges.
+        without: Keys of figures that are not looked at.
+    """
+    figures = case_figures(volume, segmentation, measurements)
+    skipped = {*without, *(() if spec.fusion == "upg" or spec.training_ranges else _EVIDENTIAL)}
+    looked_at = {key: value for key, value in figures.items() if key.partition("/")[0] not in skipped}
+    return score_case(looked_at, spec.training_ranges, spec.classes)
 
 
 def decision_on(scored: CaseScore, model: Model) -> Decision:

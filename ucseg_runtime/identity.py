@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ucseg_runtime.manifest import FusionRule
 from ucseg_runtime.segmentation import EngineInfo
@@ -31,6 +31,11 @@ class RunIdentity:
     settings_digest: str
     ucseg_version: str
     fusion: FusionRule = "upg"
+
+    def as_json(self) -> dict[str, object]:
+        """As records hold it and UIDs are derived from it; the learned fusion goes without saying."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if (name, value) != ("fusion", "upg")}
 
     @property
     def engine_text(self) -> str:

@@ -78,8 +78,9 @@ def load_model(folder: Path, *, whoever_made_it: bool = False) -> Model:
     for key, artifact in manifest.artifacts.items():
         _refuse_foreign_parts(key, _verified(folder, key, artifact))
     digest = hashlib.sha256(content).hexdigest()
-    signer = "" if whoever_made_it else _signer(folder, digest)
-    return Model(manifest, folder, digest, _proofs(folder, digest), _calibration(folder, digest, manifest), signer)
+    calibration = _calibration(folder, digest, manifest)
+    signer = "" if whoever_made_it else _signer(folder, digest, calibration)
+    return Model(manifest, folder, digest, _proofs(folder, digest), calibration, signer)
 
 
 def available_models(extra: Path | None = None) -> dict[str, Path]:
@@ -127,11 +128,12 @@ def signature_text(folder: Path) -> str | None:
     return _text_beside(folder, SIGNATURE_NAME)
 
 
-def _signer(folder: Path, digest: str) -> str:
+def _signer(folder: Path, digest: str, calibration: FoundCalibration) -> str:
     store = configured_trust_store()
     if store is None:
         return ""
-    return trusted_signer(signature_text(folder), digest, store, allow_unsigned=unsigned_allowed())
+    text = signature_text(folder)
+    return trusted_signer(text, digest, calibration.digest, store, allow_unsigned=unsigned_allowed())
 
 
 def _proofs(folder: Path, digest: str) -> Proofs:

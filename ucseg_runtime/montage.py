@@ -190,7 +190,7 @@ def colour_bar() -> UInt8Array:
     ramp = np.tile(np.linspace(0.0, 1.0, _CELL_PX - 40, dtype=np.float32), (18, 1))
     cell[24:42, 20 : _CELL_PX - 20] = _heat(ramp)
     write_text(cell, "0", (18, 62), INK)
-    write_text(cell, "1 = no evidence", (_CELL_PX - 150, 62), INK)
+    write_text(cell, "1 = least sure", (_CELL_PX - 150, 62), INK)
     write_text(cell, "Not calibrated", (20, _CELL_PX - 16), FAINT)
     return cell
 

@@ -22,6 +22,7 @@ from ucseg_runtime.config import OutputOptions
 from ucseg_runtime.errors import OutputError, OutputExistsError
 from ucseg_runtime.json_text import json_text
 from ucseg_runtime.safe_files import synchronise, write_checked
+from ucseg_runtime.site_secret import sealed
 
 SEGMENTATION = "segmentation.dcm"
 UNCERTAINTY = "uncertainty.dcm"
@@ -140,7 +141,8 @@ class Staging:
         Earlier results are replaced, and removed where this run has none of that name.
 
         Args:
-            record: What JSON can hold; NaN becomes null. Sizes and digests of the files are added as ``outputs``.
+            record: What JSON can hold; NaN becomes null. Sizes and digests of the files are added as ``outputs``, and a
+                seal over all of it; see `site_secret`.
 
         Returns:
             Names of the published files, the record last.
@@ -162,7 +164,7 @@ class Staging:
         return (*names, RECORD)
 
     def _write_record(self, record: Mapping[str, object]) -> None:
-        write_checked(self._hidden / RECORD, f"{json_text(record)}\n".encode())
+        write_checked(self._hidden / RECORD, f"{json_text(sealed(record))}\n".encode())
 
 
 def _swap(folder: Path, hidden: Path, names: Sequence[str]) -> None:

@@ -131,6 +131,7 @@ class InferredSeries:
         picture: A PNG.
         report: For the page; None where none is written.
         identity: Everything but the images that decides what the outputs hold.
+        calibration: Digest of the calibration that intervals and limits come from; empty where there is none.
         engine_reason: Why this engine and precision were chosen.
         tiles: Number of tiles that the network saw.
         times: Of the run so far.
@@ -147,6 +148,7 @@ class InferredSeries:
     picture: bytes
     report: ReportParts | None
     identity: RunIdentity
+    calibration: str
     engine_reason: str
     tiles: int
     times: StageTimes
@@ -232,6 +234,7 @@ def infer_series(
             segmentation=straight,
             on_slices=on_slices(segmentation, grid) if isinstance(grid, SliceStack) else straight,
             identity=run_identity(model, network.info.engine, inference, outputs),
+            calibration=model.calibration.digest,
             engine_reason=network.info.reason,
             tiles=network.tiles,
             times=read.times,
@@ -284,8 +287,8 @@ def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, 
     }
     if inference.subnet_agreement:  # the stages one by one, which may round otherwise than the merged graph
         settings["subnet_agreement"] = True
-    if model.calibration.calibration is not None:  # it decides volume intervals and limits of the score
-        settings["calibration"] = model.calibration.calibration.digest
+    if model.calibration.digest:  # it decides volume intervals and limits of the score
+        settings["calibration"] = model.calibration.digest
     settings |= _second_look(inference)
     return RunIdentity(
         model_name=model.manifest.name,
@@ -381,8 +384,9 @@ def _record(
         "schema_version": 1,
         **_origin(inferred),
         "notes": [*inferred.found.notes, *notes],
-        "identity": asdict(inferred.identity),
+        "identity": inferred.identity.as_json(),
         "settings": settings_of(inference, outputs),
+        "calibration": inferred.calibration or None,
         "measurements": [asdict(item) for item in inferred.measurements],
         "decision": inferred.decision.as_json(),
     }

@@ -1,8 +1,9 @@
 """Signatures of model folders: who vouches for a model, and whether this site trusts them.
 
-A signature is Ed25519 over the digest of the manifest, which names the digest of every other file; so one signature
-stands for the whole folder. It lies beside the manifest in ``signature.json`` and is no part of the digest. A site
-trusts the public keys of one folder, its trust store. Without a trust store signatures are not looked at.
+A signature is Ed25519 over the digest of the manifest, which names the digest of every graph, and over that of the
+calibration, which decides; so one signature stands for all but the proofs, which are made on site. It lies beside the
+manifest in ``signature.json`` and is no part of the digest. A site trusts the public keys of one folder, its trust
+store. Without a trust store signatures are not looked at.
 
 Source: Ed25519 of RFC 8032, by the package cryptography.
 """
@@ -10,7 +11,6 @@ Source: Ed25519 of RFC 8032, by the package cryptography.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import os
@@ -52,6 +52,7 @@ class Signature(BaseModel):
         algorithm: The only one there is.
         key: SHA-256 of the 32 bytes of the public key, 64 hexadecimal digits.
         model_digest: SHA-256 of the manifest that was signed.
+        calibration: Digest of the calibration beside it, see `FoundCalibration`; empty where there was none.
         signature: 64 bytes in base64.
     """
 
@@ -61,6 +62,7 @@ class Signature(BaseModel):
     algorithm: Literal["ed25519"] = "ed25519"
     key: Digest
     model_digest: Digest
+    calibration: Digest | Literal[""] = ""
     signature: str
 
     def as_json(self) -> str:
@@ -89,15 +91,17 @@ def signature_from_json(text: str) -> Signature:
         ) from error
 
 
-def signed(model_digest: str, key: Ed25519PrivateKey) -> Signature:
+def signed(model_digest: str, calibration: str, key: Ed25519PrivateKey) -> Signature:
     """The signature of a model under a private key.
 
     Args:
         model_digest: SHA-256 of the manifest, 64 hexadecimal digits.
+        calibration: Digest of its calibration; empty where there is none.
         key: Of the signer.
     """
-    signature = base64.b64encode(key.sign(_message(model_digest))).decode("ascii")
-    return Signature(key=key_digest(key.public_key()), model_digest=model_digest, signature=signature)
+    signature = base64.b64encode(key.sign(_message(model_digest, calibration))).decode("ascii")
+    digest = key_digest(key.public_key())
+    return Signature(key=digest, model_digest=model_digest, calibration=calibration, signature=signature)
 
 
 def key_digest(key: Ed25519PublicKey) -> str:
@@ -105,12 +109,13 @@ def key_digest(key: Ed25519PublicKey) -> str:
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
 
 
-def check_signature(signature: Signature, model_digest: str, key: Ed25519PublicKey) -> None:
+def check_signature(signature: Signature, model_digest: str, calibration: str, key: Ed25519PublicKey) -> None:
     """Refuse a signature that its signer did not make for this model.
 
     Args:
         signature: What lies beside the manifest.
         model_digest: Of the manifest that is there.
+        calibration: Digest of the calibration that is there; empty where there is none.
         key: The public key that the signature names.
 
     Raises:
@@ -123,20 +128,28 @@ def check_signature(signature: Signature, model_digest: str, key: Ed25519PublicK
             f"{SIGNATURE_NAME} is about the model {signature.model_digest[:12]}…; this one is {model_digest[:12]}….",
             hint=_DAMAGED,
         )
+    if signature.calibration != calibration:
+        raise UntrustedModelError(
+            f"the calibration of the model is not the one that key {signature.key[:12]}… signed.",
+            hint="Restore it, remove it if none was signed, or sign the model again.",
+        )
     try:
-        key.verify(base64.b64decode(signature.signature, validate=True), _message(model_digest))
-    except (InvalidSignature, binascii.Error) as error:
+        key.verify(base64.b64decode(signature.signature, validate=True), _message(model_digest, calibration))
+    except (InvalidSignature, ValueError) as error:  # ValueError: no base64
         raise UntrustedModelError(
             f"the signature of the model under key {signature.key[:12]}… is false.", hint=_DAMAGED
         ) from error
 
 
-def trusted_signer(text: str | None, model_digest: str, store: TrustStore, *, allow_unsigned: bool = False) -> str:
+def trusted_signer(
+    text: str | None, model_digest: str, calibration: str, store: TrustStore, *, allow_unsigned: bool = False
+) -> str:
     """The key of the store that vouches for a model.
 
     Args:
         text: Content of ``signature.json``; None where there is none.
         model_digest: Of the manifest that is there.
+        calibration: Digest of the calibration that is there; empty where there is none.
         store: Keys that count.
         allow_unsigned: Whether a model passes for which no key of the store vouches. A false signature never does.
 
@@ -160,7 +173,7 @@ def trusted_signer(text: str | None, model_digest: str, store: TrustStore, *, al
             "trust store.",
             hint=_ADD_KEY,
         )
-    check_signature(signature, model_digest, key)
+    check_signature(signature, model_digest, calibration, key)
     return signature.key
 
 
@@ -235,5 +248,5 @@ def _bad_store(what: str) -> UntrustedModelError:
     )
 
 
-def _message(model_digest: str) -> bytes:
-    return _PURPOSE + model_digest.encode("ascii")
+def _message(model_digest: str, calibration: str) -> bytes:
+    return _PURPOSE + f"{model_digest}\n{calibration}\n".encode("ascii")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,19 +13,21 @@ from ucseg_runtime.accuracy_gate import EngineProof
 from ucseg_runtime.config import WHATEVER_FITS, InputOptions
 from ucseg_runtime.dicom.provenance import identity_of, objection
 from ucseg_runtime.dicom.reader import files_sha256
-from ucseg_runtime.errors import InputError, ModelError, UcsegError, UntrustedModelError
+from ucseg_runtime.errors import BackendUnavailableError, InputError, ModelError, UcsegError
 from ucseg_runtime.identity import RunIdentity
 from ucseg_runtime.inputs import FoundSeries, found_in
 from ucseg_runtime.manifest import CHECKPOINT_SHA256, MANIFEST_NAME, TRAINING_PLAN_SHA256
 from ucseg_runtime.model_folder import Model, available_models, load_model, signature_text
 from ucseg_runtime.publish import RECORD, RESULT_NAMES
 from ucseg_runtime.signatures import configured_trust_store, trusted_signer
+from ucseg_runtime.site_secret import SITE_SECRET_VARIABLE, has_own_secret, is_sealed
 
 State = Literal["proven", "broken", "not checked"]
 
 _SCHEMA_VERSION = 1
 _MAX_RECORD_BYTES = 1 << 26
 _ANY_GAP = 1 << 20
+_SERVED = "triton-"
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Link:
     """One link of the chain.
 
     Attributes:
-        name: What holds together: ``results``, ``objects``, ``images``, ``model``, ``signature``, ``engine``,
-            ``training``.
+        name: What holds together: ``record``, ``results``, ``objects``, ``images``, ``model``, ``signature``,
+            ``engine``, ``training``.
         state: What came out.
         text: Why, in a sentence.
     """
@@ -80,7 +82,7 @@ def verify_results(folder: Path, evidence: Evidence) -> tuple[Link, ...]:
     """
     recorded = _recorded(folder)
     model, model_link = _model(recorded, evidence.model)
-    links = [_results(recorded), _objects(recorded), _images(recorded, model, evidence), model_link]
+    links = [_record(recorded), _results(recorded), _objects(recorded), _images(recorded, model, evidence), model_link]
     if model is None:
         missing = "the model is not at hand"
         return (*links, *(Link(name, "not checked", missing) for name in ("signature", "engine", "training")))
@@ -95,6 +97,8 @@ def _recorded(folder: Path) -> _Recorded:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["schema_version"] != _SCHEMA_VERSION or not isinstance(record["outputs"], Mapping):
             raise ValueError
+        if not isinstance(record.get("input", {}), Mapping):
+            raise ValueError
         return _Recorded(folder, record, identity_of(record["identity"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -102,6 +106,15 @@ def _recorded(folder: Path) -> _Recorded:
             hint="Give the folder of one series that ucseg wrote.",
             code="UCSEG-E153",
         ) from error
+
+
+def _record(recorded: _Recorded) -> Link:
+    """Word for word what this site sealed."""
+    if not has_own_secret():
+        return Link("record", "not checked", f"{SITE_SECRET_VARIABLE} is not set, so anybody could have sealed it")
+    if not is_sealed(recorded.record):
+        return Link("record", "broken", "it was changed, or sealed under another secret than that of this site")
+    return Link("record", "proven", "it is word for word what this site sealed")
 
 
 def _results(recorded: _Recorded) -> Link:
@@ -128,7 +141,7 @@ def _is_file_of(path: Path, figures: Any) -> bool:
 
 
 def _objects(recorded: _Recorded) -> Link:
-    """Every DICOM object says the same as the record, under a UID that only this site can have derived."""
+    """Every DICOM object says the same as the record, under the UID that follows from it."""
     names = [name for name in recorded.record["outputs"] if name.endswith(".dcm") and name in RESULT_NAMES]
     sources = recorded.record.get("source_sop_uids")
     if not names or not isinstance(sources, list):
@@ -136,7 +149,11 @@ def _objects(recorded: _Recorded) -> Link:
     for name in names:
         if why := objection(recorded.folder / name, recorded.identity, sources):
             return Link("objects", "broken", f"{name}: {why}")
-    return Link("objects", "proven", f"{len(names)} DICOM objects name this model, engine, version and site")
+    return Link(
+        "objects",
+        "proven",
+        f"{len(names)} DICOM objects name this model, engine and version, under the UIDs that follow",
+    )
 
 
 def _images(recorded: _Recorded, model: Model | None, evidence: Evidence) -> Link:
@@ -148,6 +165,8 @@ def _images(recorded: _Recorded, model: Model | None, evidence: Evidence) -> Lin
     try:
         with found_in(evidence.images, model.manifest, wanted) as found:
             sha256 = files_sha256(found.selection.chosen) if isinstance(found, FoundSeries) else found.sha256
+    except BackendUnavailableError as error:
+        return Link("images", "not checked", str(error))
     except UcsegError as error:
         return Link(
             "images", "broken", f"they cannot be read as the series of the record: {error.code} {error.message}"
@@ -182,8 +201,10 @@ def _signature(model: Model) -> Link:
         store = configured_trust_store()
         if store is None:
             return Link("signature", "not checked", "no trust store is configured (UCSEG_TRUST_STORE)")
-        signer = trusted_signer(signature_text(model.folder), model.digest, store)
-    except UntrustedModelError as error:
+        signer = trusted_signer(signature_text(model.folder), model.digest, model.calibration.digest, store)
+    except BackendUnavailableError as error:
+        return Link("signature", "not checked", str(error))
+    except ModelError as error:
         return Link("signature", "broken", error.message)
     return Link("signature", "proven", f"key {signer[:12]}… of the trust store vouches for the model")
 
@@ -203,7 +224,7 @@ def _engine(recorded: _Recorded, model: Model) -> Link:
 
 
 def _is_about(proof: EngineProof, identity: RunIdentity) -> bool:
-    engine = identity.engine
+    engine = replace(identity.engine, name=identity.engine.name.removeprefix(_SERVED))
     return proof.precision == engine.precision and proof.is_about(
         engine.name, engine.version, proof.precision, engine.device
     )

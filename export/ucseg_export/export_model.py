@@ -69,7 +69,7 @@ def export_model(request: ExportRequest) -> Manifest:
     spec = spec_of(request.spec, request.quality, checkpoint)
     tile_sets = _tile_sets(request, spec)
     graphs = onnx_graphs(checkpoint.net)
-    manifest = build_manifest(spec, graphs, (), _provenance(request.checkpoint, checkpoint))
+    manifest = build_manifest(spec, graphs, (), checkpoint_provenance(request.checkpoint, checkpoint))
     rows = parity_rows(checkpoint.net, manifest, graphs, tile_sets, installed_parity_engines())
     require_parity(rows)
     manifest = manifest.model_copy(update={"parity": rows})
@@ -160,7 +160,8 @@ def _tile_sets(request: ExportRequest, spec: ModelSpec) -> list[TileSet]:
     return sets
 
 
-def _provenance(path: Path, checkpoint: TrioCheckpoint) -> dict[str, str]:
+def checkpoint_provenance(path: Path, checkpoint: TrioCheckpoint) -> dict[str, str]:
+    """Which file was exported, and the run that made it."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {

@@ -14,8 +14,16 @@ from pathlib import Path
 
 import onnx
 
+from ucseg_export.calibration.temperature_node import PROVENANCE as TEMPERATURE
 from ucseg_export.canonical import checked_bytes, merged_model
-from ucseg_export.export_model import ExportRequest, check_place, export_model, spec_of, write_model_folder
+from ucseg_export.export_model import (
+    ExportRequest,
+    check_place,
+    checkpoint_provenance,
+    export_model,
+    spec_of,
+    write_model_folder,
+)
 from ucseg_export.fusion_parity import fusion_parity_rows
 from ucseg_export.fusion_stages import fusion_stages
 from ucseg_export.manifest_writer import build_manifest
@@ -135,7 +143,7 @@ def _subnets_of(request: FusionRequest) -> _Subnets:
 
 
 def _of_model_folder(request: FusionRequest) -> _Subnets:
-    model = load_model(request.source)
+    model = load_model(request.source, whoever_made_it=True)
     manifest = model.manifest
     graphs = {key: model.graph(key) for key in _SUBNETS}
     spec = ModelSpec(**{name: getattr(manifest, name) for name in ModelSpec.model_fields})
@@ -156,7 +164,7 @@ def _of_checkpoint(request: FusionRequest) -> _Subnets:
     compared = build_manifest(spec, dict.fromkeys((*STAGES, MERGED), b"") | graphs, (), {})
     rows = parity_rows(checkpoint.net, compared, graphs, _tile_sets(request, spec), installed_parity_engines())
     require_parity(rows)
-    source = {"training_steps": str(checkpoint.step)}
+    source = checkpoint_provenance(request.source, checkpoint)
     return _Subnets(spec.model_copy(update={"provenance": {**spec.provenance, **source}}), models, graphs, rows)
 
 
@@ -168,10 +176,16 @@ def _with_rule(spec: ModelSpec, request: FusionRequest) -> ModelSpec:
             "version": f"{version}+{request.rule}",
             "fusion": request.rule,
             "fusion_parameters": dict(request.parameters),
+            "training_ranges": None,  # of another uncertainty, and of what another rule finds
             "quality": tuple(row for row in spec.quality if row.output != "fused"),
-            "provenance": {**spec.provenance, "fusion_exporter": exporter},
+            # The temperature went with the old read-out.
+            "provenance": {**_without(spec.provenance, TEMPERATURE), "fusion_exporter": exporter},
         }
     )
+
+
+def _without(provenance: Mapping[str, str], name: str) -> dict[str, str]:
+    return {key: value for key, value in provenance.items() if key != name}
 
 
 def _tile_sets(request: FusionRequest, spec: ModelSpec) -> list[TileSet]:

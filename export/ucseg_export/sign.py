@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _MAKE_KEY = "Make one: openssl genpkey -algorithm ed25519 -out key.pem."
-_CODE = "UCSEG-E134"
+_CODE = "UCSEG-E136"
 
 
 def sign_model(folder: Path, key: Path, password: str | None = None, *, overwrite: bool = False) -> Signature:
@@ -36,7 +36,7 @@ def sign_model(folder: Path, key: Path, password: str | None = None, *, overwrit
     target = folder / SIGNATURE_NAME
     if target.exists() and not overwrite:
         raise OutputExistsError(f"the model folder has a {SIGNATURE_NAME} already.", hint="Give --overwrite.")
-    signature = signed(model.digest, private_key(key, password))
+    signature = signed(model.digest, model.calibration.digest, private_key(key, password))
     try:
         replace_checked(target, signature.as_json().encode())
         target.chmod(0o644)

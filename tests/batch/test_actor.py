@@ -14,13 +14,13 @@ from tests.phantoms import write_ct_series
 from ucseg_runtime import neighbours
 from ucseg_runtime.batch.actor import AHEAD, ActorSetup, Broken, SeriesActor, digest_of_secret
 from ucseg_runtime.config import InferenceOptions, OutputOptions
-from ucseg_runtime.dicom.uids import SITE_SECRET_VARIABLE
 from ucseg_runtime.errors import BackendError, SpacingError
 from ucseg_runtime.model_folder import load_model
 from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.publish import RECORD
 from ucseg_runtime.segmentation import EngineInfo
 from ucseg_runtime.server_options import TritonServer, server_address
+from ucseg_runtime.site_secret import SITE_SECRET_VARIABLE
 
 INFERENCE = InferenceOptions(engine="openvino", precision="f32", threads=1)
 NO_GRAPH = InferenceOptions(engine="openvino", precision="int8")

@@ -279,7 +279,7 @@ def test_leases_of_others_are_waited_for(tmp_path: Path, model: Path, monkeypatc
     folder.mkdir(parents=True)
     monkeypatch.setattr("ucseg_runtime.batch.run._PAUSE_S", 0.1)
     from ucseg_runtime.batch.places import Places
-    from ucseg_runtime.dicom.uids import site_secret
+    from ucseg_runtime.site_secret import site_secret
 
     index = index_export(export)
     key = Places(tmp_path, "pseudonym", site_secret()).key_of(index.series[0])

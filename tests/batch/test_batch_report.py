@@ -94,7 +94,7 @@ def test_page_tells_nothing_of_patients_and_runs_nothing(finished: Path) -> None
 def test_without_decisions_the_least_certain_comes_first(done: Path) -> None:
     folders = sorted(path.parent for path in done.glob(f"*/*/{RECORD}"))
     for folder, uncertainty in zip(folders, (0.2, None, 0.7), strict=True):
-        change_record(folder, {"measurements": [_measurement(uncertainty)]})
+        change_record(folder, {"decision": None, "measurements": [_measurement(uncertainty)]})
 
     found = cases(batch_page(done))
 

@@ -12,11 +12,13 @@ import pydicom
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.calibration_phantom import calibration
 from tests.model_phantom import ModelPhantom
 from tests.phantoms import PHI_CANARIES, CtPhantom, write_ct_series
 from tests.proof_phantom import proven
 from tests.results import conformance
 from ucseg_runtime.cli.app import app
+from ucseg_runtime.model_folder import load_model
 
 CENTRES = (-8.0, 0.5, 6.0)
 """Background at air, one class at soft tissue, one at bone."""
@@ -127,8 +129,8 @@ def test_a_calibration_moves_the_limits_and_the_identity_of_the_objects(
     score = record_in(tmp_path / "before")["decision"]["score"]
     limits = {"review": score - 0.001, "reject": 1.0}
     digest = record_in(tmp_path / "before")["identity"]["model_digest"]
-    calibration = {"model_digest": digest, "cases": 12, "patients": 3, "score_limits": limits}
-    (model / "calibration.json").write_text(json.dumps(calibration), encoding="utf-8")
+    fields = calibration(digest, load_model(model).manifest.num_classes - 1).model_dump(mode="json")
+    (model / "calibration.json").write_text(json.dumps(fields | {"score_limits": limits}), encoding="utf-8")
 
     result = run("segment", study, "--out", tmp_path / "after", "--model", model, "--fail-on", "review")
 

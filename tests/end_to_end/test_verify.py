@@ -19,12 +19,13 @@ from tests.signing import write_key
 from ucseg_export.cli.app import app as export_app
 from ucseg_runtime.accuracy_gate import PROOFS_NAME
 from ucseg_runtime.cli.app import app
-from ucseg_runtime.dicom.uids import SITE_SECRET_VARIABLE
 from ucseg_runtime.manifest import CHECKPOINT_SHA256, MANIFEST_NAME
 from ucseg_runtime.publish import RECORD, SEGMENTATION
 from ucseg_runtime.signatures import TRUST_STORE_VARIABLE
+from ucseg_runtime.site_secret import SITE_SECRET_VARIABLE
 
 CHECKPOINT = b"weights"
+SITE = "known to this site alone"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,9 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     key = write_key(root, "site")
     assert CliRunner().invoke(export_app, ["sign", str(root / "model"), "--key", str(key)]).exit_code == 0
     command = ["segment", str(root / "images"), "--model", str(root / "model"), "--out", str(root / "out")]
-    result = CliRunner().invoke(app, [*command, "--rtstruct", "--preview"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(SITE_SECRET_VARIABLE, SITE)
+        result = CliRunner().invoke(app, [*command, "--rtstruct", "--preview"])
     assert result.exit_code == 0, result.output
     return root
 
@@ -57,6 +60,7 @@ def root(chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the chain that a test may break."""
     shutil.copytree(chain, tmp_path / "chain")
     monkeypatch.setenv(TRUST_STORE_VARIABLE, str(tmp_path / "chain" / "site"))
+    monkeypatch.setenv(SITE_SECRET_VARIABLE, SITE)
     return tmp_path / "chain"
 
 
@@ -72,7 +76,7 @@ def test_a_whole_chain_is_proven(root: Path) -> None:
     code, links = verify(root)
     assert code == 0
     assert set(links.values()) == {"proven"}
-    assert list(links) == ["results", "objects", "images", "model", "signature", "engine", "training"]
+    assert list(links) == ["record", "results", "objects", "images", "model", "signature", "engine", "training"]
 
 
 def test_what_is_not_at_hand_is_not_called_proven(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,8 +84,8 @@ def test_what_is_not_at_hand_is_not_called_proven(root: Path, monkeypatch: pytes
     result = CliRunner().invoke(app, ["verify", str(root / "out"), "--json"])
     assert result.exit_code == 0
     states = {link["name"]: link["state"] for link in json.loads(result.stdout)["links"]}
-    assert {name for name, state in states.items() if state == "proven"} == {"results", "objects"}
-    assert {state for name, state in states.items() if name not in ("results", "objects")} == {"not checked"}
+    assert {name for name, state in states.items() if state == "proven"} == {"record", "results", "objects"}
+    assert {states[name] for name in ("images", "model", "signature", "engine", "training")} == {"not checked"}
 
 
 def change_record(root: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -113,6 +117,18 @@ def mask_of_another_run(root: Path) -> None:
     dataset.save_as(path)
     figures = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
     change_record(root, lambda record: record["outputs"].update({SEGMENTATION: figures}))
+
+
+def pixels_and_the_record(root: Path) -> None:
+    """Who can write the folder can make all digests fit, and keep the UID; only the seal gives it away."""
+    path = root / "out" / SEGMENTATION
+    byte_of_the_mask(root)
+    figures = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "size": path.stat().st_size}
+    change_record(root, lambda record: record["outputs"].update({SEGMENTATION: figures}))
+
+
+def decision_in_the_record(root: Path) -> None:
+    change_record(root, lambda record: record["decision"].update({"outcome": "accept", "score": 0.0}))
 
 
 def source_of_another_patient(root: Path) -> None:
@@ -155,13 +171,15 @@ def another_checkpoint(root: Path) -> None:
         (byte_of_the_mask, {"results"}),
         (lost_file, {"results", "objects"}),
         (foreign_file, {"results"}),
-        (mask_of_another_run, {"objects"}),
-        (source_of_another_patient, {"objects"}),
+        (mask_of_another_run, {"record", "objects"}),
+        (pixels_and_the_record, {"record"}),
+        (decision_in_the_record, {"record"}),
+        (source_of_another_patient, {"record", "objects"}),
         (pixels_of_the_source, {"images"}),
         (another_model, {"model"}),
         (another_trust_store, {"signature"}),
         (no_proof, {"engine"}),
-        (gate_skipped, {"engine", "objects"}),
+        (gate_skipped, {"record", "engine", "objects"}),
         (another_checkpoint, {"training"}),
     ],
 )
@@ -175,10 +193,17 @@ def test_every_broken_link_is_named(root: Path, damage: Callable[[Path], None], 
 def test_objects_of_another_site_are_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SITE_SECRET_VARIABLE, "another site")
     code, links = verify(root)
-    assert (code, links["objects"]) == (6, "broken")
+    assert (code, links["objects"], links["record"]) == (6, "broken", "broken")
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", '{"schema_version": 2}', '{"schema_version": 1, "outputs": {}}'])
+def test_a_seal_under_the_published_secret_proves_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SITE_SECRET_VARIABLE)
+    assert verify(root)[1]["record"] == "not checked"
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", '{"schema_version": 2}', '{"schema_version": 1, "outputs": {}}', '{"input": null}']
+)
 def test_a_folder_without_a_record_proves_nothing(root: Path, content: str | None) -> None:
     record = root / "out" / RECORD
     record.unlink() if content is None else record.write_text(content)

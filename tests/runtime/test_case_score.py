@@ -10,6 +10,7 @@ from tests.phantoms import CtPhantom
 from tests.results import CLASSES, segmentation_of
 from ucseg_runtime.case_figures import case_figures
 from ucseg_runtime.case_score import score_case
+from ucseg_runtime.decision import BUILT_IN_LIMITS, outcome_of
 from ucseg_runtime.segmentation import measure, ready_to_write
 from ucseg_runtime.training_ranges import TrainingRanges, ranges_over
 from ucseg_runtime.volume import Volume
@@ -106,6 +107,22 @@ def test_each_expected_class_that_is_missing_makes_it_worse() -> None:
     assert both.score == pytest.approx(0.8)
     assert [finding.text for finding in one.findings] == ["Not found: liver; every training case has it."]
     assert [finding.text for finding in both.findings] == ["Not found: liver, spleen; every training case has them."]
+
+
+def test_the_score_does_not_fall_when_more_is_missing() -> None:
+    """One expected class is missing, and before it more of the others than ever in training."""
+    ranges = TrainingRanges(cases=2, figures={"found": (4.0, 5.0), "present/1": (1.0, 1.0), "present/2": (0.0, 1.0)})
+    few = score_case({"found": 1.0, "present/1": 1.0, "present/2": 0.0}, ranges, CLASSES)
+    none = score_case({"found": 0.0, "present/1": 0.0, "present/2": 0.0}, ranges, CLASSES)
+
+    assert few.score == pytest.approx(0.9)
+    assert none.score > few.score
+
+
+def test_an_empty_result_is_never_accepted() -> None:
+    for ranges in (None, TrainingRanges(cases=1, figures={"present/1": (1.0, 1.0)})):
+        scored = score_case({"found": 0.0, "present/1": 0.0, "present/2": 0.0}, ranges, CLASSES)
+        assert outcome_of(scored.score, BUILT_IN_LIMITS) == "review"
 
 
 def test_a_class_that_some_training_cases_lack_is_not_expected() -> None:

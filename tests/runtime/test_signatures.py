@@ -13,9 +13,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from typer.testing import CliRunner
 
 from tests.batch.exports import TINY, write_model
+from tests.calibration_phantom import calibration
 from tests.phantoms import write_ct_series
 from tests.signing import write_key
 from ucseg_export.cli.app import app as export_app
+from ucseg_runtime.calibration import CALIBRATION_NAME
 from ucseg_runtime.cli.app import app
 from ucseg_runtime.errors import UntrustedModelError
 from ucseg_runtime.manifest import MANIFEST_NAME
@@ -70,6 +72,18 @@ def test_a_changed_model_has_lost_its_signature(model: Path, trusting: Path) -> 
         load_model(model)
 
 
+def test_a_calibration_that_was_not_signed_is_refused(model: Path, trusting: Path) -> None:
+    """It decides what is accepted."""
+    sign(model, trusting)
+    loaded = load_model(model)
+    made_up = calibration(loaded.digest, loaded.manifest.num_classes - 1)
+    (model / CALIBRATION_NAME).write_text(made_up.as_json())
+    with pytest.raises(UntrustedModelError, match="calibration of the model is not the one"):
+        load_model(model)
+    assert sign(model, trusting, "--overwrite").exit_code == 0
+    assert load_model(model).calibration.calibration == made_up
+
+
 def as_another_model(signature: dict[str, Any], digest: str) -> dict[str, Any]:
     return {**signature, "model_digest": digest}
 
@@ -78,11 +92,15 @@ def bits_turned(signature: dict[str, Any], digest: str) -> dict[str, Any]:
     return {**signature, "signature": "A" + signature["signature"][1:]}
 
 
+def no_ascii(signature: dict[str, Any], digest: str) -> dict[str, Any]:
+    return {**signature, "signature": "é"}
+
+
 def no_base64(signature: dict[str, Any], digest: str) -> dict[str, Any]:
     return {**signature, "signature": "%"}
 
 
-@pytest.mark.parametrize("forge", [as_another_model, bits_turned, no_base64])
+@pytest.mark.parametrize("forge", [as_another_model, bits_turned, no_base64, no_ascii])
 @pytest.mark.parametrize("allowed", ["", "1"])
 def test_a_false_signature_is_refused_even_where_unsigned_models_are_allowed(
     model: Path,

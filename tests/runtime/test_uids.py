@@ -13,8 +13,9 @@ from pydicom.dataset import Dataset
 
 from tests.phantoms import CtPhantom
 from tests.results import DICOM_KINDS, IDENTITY, segmentation_of, sources_of, write_objects
-from ucseg_runtime.dicom.uids import DEFAULT_SITE_SECRET, SITE_SECRET_VARIABLE, UidSource, derived_uid, site_secret
+from ucseg_runtime.dicom.uids import UidSource, derived_uid
 from ucseg_runtime.identity import RunIdentity
+from ucseg_runtime.site_secret import DEFAULT_SITE_SECRET, SITE_SECRET_VARIABLE, site_secret
 
 SOURCES = ("1.2.3.1", "1.2.3.2", "1.2.3.10")
 SECRET = b"site"

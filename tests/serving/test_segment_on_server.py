@@ -24,6 +24,7 @@ from ucseg_runtime.model_folder import load_model
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.segmentation import Segmentation, measure, ready_to_write
 from ucseg_runtime.server_options import TritonServer, server_address
+from ucseg_runtime.verification import Evidence, verify_results
 from ucseg_runtime.volume import Volume
 
 Scheme = Literal["grpc", "http"]
@@ -155,6 +156,18 @@ def test_segment_command_writes_the_measurements_of_the_embedded_engine(
         assert (one["name"], one["voxels"]) == (other["name"], other["voxels"])
         assert other["mean_uncertainty"] == pytest.approx(one["mean_uncertainty"], abs=1e-5, nan_ok=True)
         assert other["volume_interval_ml"] == pytest.approx(one["volume_interval_ml"], rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["tile", "volume"])
+def test_results_of_a_server_can_be_verified(served_phantom: ServedPhantom, tmp_path: Path, mode: str) -> None:
+    write_ct_series(tmp_path / "study", CtPhantom())
+    model = served_phantom.model.folder
+    remote = ("--engine", "triton", "--triton-mode", mode, "--url", served_phantom.server.grpc_url)
+    run_segment(tmp_path / "study", tmp_path / "out", model, *remote)
+
+    links = {link.name: link.state for link in verify_results(tmp_path / "out", Evidence(model))}
+
+    assert {links[name] for name in ("results", "objects", "model", "engine")} == {"proven"}
 
 
 @pytest.mark.parametrize("mode", ["tile", "volume"])

@@ -18,11 +18,11 @@ from typing import TypeAlias
 
 from ucseg_runtime.batch.runners import LocalRunner
 from ucseg_runtime.config import InferenceOptions, OutputOptions
-from ucseg_runtime.dicom.uids import SITE_SECRET_VARIABLE, site_secret
 from ucseg_runtime.errors import EngineMismatchError, InputError, OutputError, UcsegError
 from ucseg_runtime.model_folder import Model, load_model
 from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.segmentation import EngineInfo
+from ucseg_runtime.site_secret import SITE_SECRET_VARIABLE, site_secret
 from ucseg_runtime.version import __version__
 
 AHEAD = 4
@@ -39,6 +39,7 @@ class ActorSetup:
     Attributes:
         model_folder: Where the model is.
         model_digest: Of that model.
+        calibration: Digest of its calibration; empty where it has none.
         inference: Engine, precision, threads, server.
         outputs: Which objects are written.
         export: Folder of the export, or one zip archive.
@@ -49,6 +50,7 @@ class ActorSetup:
 
     model_folder: Path = field(repr=False)
     model_digest: str
+    calibration: str
     inference: InferenceOptions
     outputs: OutputOptions
     export: Path = field(repr=False)
@@ -183,9 +185,10 @@ class SeriesActor:
     def _same_model(self) -> Model:
         # The driver has asked whether the site trusts the model; here it must be the very same one.
         model = load_model(self._setup.model_folder, whoever_made_it=True)
-        if model.digest != self._setup.model_digest:
+        if (model.digest, model.calibration.digest) != (self._setup.model_digest, self._setup.calibration):
             raise EngineMismatchError(
-                "a node has another model at the path of the model folder.", hint="Copy the same one to all nodes."
+                "a node has another model, or another calibration of it, at the path of the model folder.",
+                hint="Copy the same one to all nodes.",
             )
         return model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -12,7 +12,6 @@ from ucseg_runtime.batch.ledger import Expected, input_sha256_of, why_not_done
 from ucseg_runtime.batch.places import Naming, Places
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.dicom.reader import files_sha256
-from ucseg_runtime.dicom.uids import site_secret
 from ucseg_runtime.errors import InputError, OutputError
 from ucseg_runtime.inputs import FoundSeries, found_in
 from ucseg_runtime.manifest import Manifest
@@ -20,6 +19,8 @@ from ucseg_runtime.model_folder import Model
 from ucseg_runtime.publish import check_output_folder
 from ucseg_runtime.segmentation import EngineInfo
 from ucseg_runtime.series_steps import run_identity, settings_of
+from ucseg_runtime.site_secret import site_secret
+from ucseg_runtime.version import __version__
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,15 @@ def _expected(
     model: Model, inference: InferenceOptions, outputs: OutputOptions, engine: EngineInfo | None
 ) -> dict[str, object]:
     """What the record of a finished series says of the run; of a server's engine nothing is known beforehand."""
-    settings = settings_of(inference, outputs)
+    common: dict[str, object] = {
+        "settings": settings_of(inference, outputs),
+        "calibration": model.calibration.digest or None,
+    }
+    if model.manifest.image_kind == "slices":
+        common["decision"] = {}  # any decision: who relies on them shall not find results without
     if engine is None:
         manifest = model.manifest
         known = {"model_name": manifest.name, "model_version": manifest.version, "model_digest": model.digest}
-        return {"identity": known, "settings": settings}
-    return {"identity": asdict(run_identity(model, engine, inference, outputs)), "settings": settings}
+        return {"identity": {**known, "ucseg_version": __version__}, **common}
+    identity = run_identity(model, engine, inference, outputs).as_json()
+    return {"identity": identity, **common}

@@ -61,6 +61,7 @@ def ray_runner(
         setup = ActorSetup(
             model_folder=model.folder.resolve(),
             model_digest=model.digest,
+            calibration=model.calibration.digest,
             inference=inference,
             outputs=outputs,
             export=export.resolve(),

@@ -55,6 +55,6 @@ def objection(path: Path, identity: RunIdentity, sources: Sequence[str]) -> str:
     if found != (named.serial_number, *named.software_versions):
         return "it names another model, engine or version than the record"
     uids = UidSource(tuple(sources), identity)
-    if header.SOPInstanceUID not in {uids.of_output(f"{kind} instance") for kind in _KINDS}:
+    if header.get("SOPInstanceUID") not in {uids.of_output(f"{kind} instance") for kind in _KINDS}:
         return "its UID does not follow from the images, the model, the settings and the secret of this site"
     return ""

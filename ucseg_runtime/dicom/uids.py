@@ -5,31 +5,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import uuid
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from pydicom.uid import UID
 
 from ucseg_runtime.identity import RunIdentity
-
-SITE_SECRET_VARIABLE = "UCSEG_SITE_SECRET"  # noqa: S105  the name of the variable, not a secret
-DEFAULT_SITE_SECRET = "ucseg-default-site-secret"  # noqa: S105  published on purpose
-
-
-def site_secret(environment: Mapping[str, str] | None = None) -> bytes:
-    """The key under which UIDs are derived.
-
-    A site that sets ``UCSEG_SITE_SECRET`` keeps others from recomputing its UIDs from source UIDs that they know. All
-    machines of a site need the same value. Unset or empty, the published default is used: UIDs are then just as unique
-    and repeatable, but anybody can recompute them.
-
-    Args:
-        environment: Where to look; the environment of the process when not given.
-    """
-    value = (os.environ if environment is None else environment).get(SITE_SECRET_VARIABLE)
-    return (value or DEFAULT_SITE_SECRET).encode()
+from ucseg_runtime.site_secret import site_secret
 
 
 def derived_uid(secret: bytes, parts: object) -> UID:
@@ -63,7 +46,7 @@ class UidSource:
 
     def of_output(self, role: str) -> UID:
         """UID of something that the run creates, for instance the role ``segmentation binary instance``."""
-        return derived_uid(self.secret, ["output", _ordered(self.sources), asdict(self.identity), role])
+        return derived_uid(self.secret, ["output", _ordered(self.sources), self.identity.as_json(), role])
 
     def of_segment(self, label: int) -> UID:
         """Tracking UID under which segmentation and report speak of the same organ."""
@@ -71,7 +54,7 @@ class UidSource:
 
     def of_device(self) -> UID:
         """UID of the model with its engine as a device, the same for every patient."""
-        return derived_uid(self.secret, ["device", asdict(self.identity)])
+        return derived_uid(self.secret, ["device", self.identity.as_json()])
 
 
 def _ordered(uids: Iterable[str]) -> list[str]:

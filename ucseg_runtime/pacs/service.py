@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ucseg_runtime.dicom.uids import site_secret
 from ucseg_runtime.errors import ArchiveError
 from ucseg_runtime.pacs.addresses import Address
 from ucseg_runtime.pacs.archives import Archive, Connection, archive_at
@@ -22,6 +21,7 @@ from ucseg_runtime.pacs.packages import require_pacs_extra
 from ucseg_runtime.pacs.reception import Receiver, ReceptionOptions, reception
 from ucseg_runtime.pacs.segmenting import Method
 from ucseg_runtime.pacs.spool import SpoolLimit, opened_spool
+from ucseg_runtime.site_secret import site_secret
 
 
 @dataclass(frozen=True)

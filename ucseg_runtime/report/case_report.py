@@ -190,8 +190,9 @@ def _segments(record: Record, classes: Sequence[SegmentClass]) -> Element:
             row.append(node("td", number(item.get("between_subnet_dice"), 3)))
         rows.append(row)
     explained = (
-        "Uncertainty is K / Σ evidence, from 0 to 1 = no evidence; raw, not calibrated: it ranks voxels, it is no "
-        "probability of an error. 95 %: what that share of the segment's voxels does not exceed."
+        "Uncertainty goes from 0 to 1; what it measures is a matter of the fusion rule (see Model). It is raw, not "
+        "calibrated: it ranks voxels, and is no probability of an error. 95 %: what that share of the segment's voxels "
+        "does not exceed."
     )
     return _section(
         "segments", "Segments", table("Figures of every segment", header, rows), node("p", explained, class_="note")

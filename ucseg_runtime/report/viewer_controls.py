@@ -124,4 +124,4 @@ def _legend(classes: Sequence[tuple[str, Element]]) -> list[Element]:
     ramp = node("linearGradient", *stops, id="ramp")
     bar = node("rect", width="120", height="12", fill="url(#ramp)", stroke="#777")
     picture = node("svg", node("defs", ramp), bar, width="120", height="12", aria_hidden="true")
-    return [segments, node("p", "Uncertainty 0 ", picture, " 1 = no evidence; below 0.1 it is not drawn")]
+    return [segments, node("p", "Uncertainty 0 ", picture, " 1 = least sure; below 0.1 it is not drawn")]

@@ -23,6 +23,9 @@ CT_STEP_HU = 4
 
 UNCERTAINTY_LEVELS = 255
 
+_LEAST_ALIGNED = 0.9
+"""Cosine, 26 degrees, between an axis of the grid and the patient's."""
+
 _CT_RANGE_HU = (-1024, 3068)
 _LEVELS = 255
 
@@ -63,7 +66,7 @@ def viewer_volumes(shown: Upright) -> ViewerVolumes:
 
     Image and uncertainty are averaged where the grid gets coarser.
     """
-    geometry = shown.geometry.regridded(shown_shape(shown.geometry))
+    geometry = as_drawn(shown.geometry.regridded(shown_shape(shown.geometry)))
     labels = resample_nearest(shown.labels, geometry.shape)
     return ViewerVolumes(
         image=_image(shown, geometry),
@@ -75,6 +78,20 @@ def viewer_volumes(shown: Upright) -> ViewerVolumes:
         modality=shown.modality,
         focus=fullest_planes(labels),
     )
+
+
+def as_drawn(geometry: VolumeGeometry) -> VolumeGeometry:
+    """The grid, without its rotation where that is so large that a viewer could take one axis for another.
+
+    Planes of the grid are drawn either way. NiiVue gives the names left, back and head to axes by rules of its own,
+    which for grids that are turned far about two axes are not those by which the volume was turned upright.
+    """
+    aligned = geometry.direction[::-1].diagonal()
+    if aligned.min() > _LEAST_ALIGNED:
+        return geometry
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag(geometry.spacing_mm)[::-1]
+    return VolumeGeometry(affine, geometry.shape)
 
 
 def shown_shape(source: VolumeGeometry, most_voxels: int = MOST_VOXELS) -> tuple[int, int, int]:

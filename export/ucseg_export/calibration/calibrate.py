@@ -28,6 +28,7 @@ from ucseg_runtime.calibration import (
     Estimate,
     VoxelFigures,
 )
+from ucseg_runtime.case_score import GRID_FIGURES
 from ucseg_runtime.config import EngineChoice, InferenceOptions, PrecisionChoice
 from ucseg_runtime.decision import scored
 from ucseg_runtime.errors import InputError, OutputError
@@ -152,7 +153,8 @@ def _measured(
     sampler = LogitSampler(backend, volume, spec, skip_air=options.skip_air, temperature=temperature)
     segmentation = segment_volume(volume, spec, sampler, options)
     measurements = measure(segmentation)
-    score = scored(volume, ready_to_write(segmentation), measurements, spec).score
+    # Prepared cases lie on the grid of the model, which says nothing of how they were acquired.
+    score = scored(volume, ready_to_write(segmentation), measurements, spec, without=GRID_FIGURES).score
     counts = count_case(case, segmentation, measurements, score)
     return _MeasuredCase(counts, sampler.sample(case, segmentation))
 

@@ -54,7 +54,7 @@ def calibrate(
             raise typer.BadParameter("--review-risk must not be below --accept-risk.")
         if apply is not None:
             check_place(apply, overwrite)
-        loaded = load_model(model)
+        loaded = load_model(model, whoever_made_it=True)
         options, risk = calibration_options(engine, precision, device), AcceptedRisk(accept_risk, review_risk)
         found = calibrate(loaded, labelled_cases(cases, loaded.manifest), options, risk)
         write_calibration(loaded, found)
@@ -62,7 +62,7 @@ def calibrate(
             temperature = require_helpful(found)
             fitted_on = f"fitted on {found.cases} cases of {found.patients} patients by ucseg-export calibrate"
             apply_temperature(loaded, temperature, fitted_on, apply, overwrite=overwrite)
-            loaded = load_model(apply)
+            loaded = load_model(apply, whoever_made_it=True)
             found = calibrate(loaded, labelled_cases(cases, loaded.manifest), options, risk)
             write_calibration(loaded, found)
         if as_json:

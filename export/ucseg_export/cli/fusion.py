@@ -33,6 +33,8 @@ def fusion(
     """Make a model folder with another fusion rule from the same subnets, after proving it against NumPy."""
     from ucseg_runtime.manifest import complete_parameters
 
+    if spec is not None and source.is_dir():
+        raise typer.BadParameter("a model folder has its description in its manifest", param_hint="--spec")
     parameters = {name: value for name, value in (("cost", cost), ("tau", tau)) if value is not None}
     try:
         complete_parameters(rule, parameters)

@@ -38,7 +38,7 @@ def ranges(
         from ucseg_training.data.demo_cases import demo_volumes
 
         cases = training_volumes(data, spec) if data is not None and spec is not None else demo_volumes()
-        found = measure_ranges(load_model(model), cases)
+        found = measure_ranges(load_model(model, whoever_made_it=True), cases)
         write_ranges(model, found)
         if as_json:
             print_json(found.model_dump(mode="json"))
