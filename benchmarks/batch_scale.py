@@ -137,6 +137,7 @@ class PublishingRunner:
                     "notes": [],
                     "measurements": [{"label": label, **figures} for label in self._labels],
                     **self._expected,
+                    "decision": {"outcome": "accept", "calibrated": False, "score": 0.0, "reasons": []},
                 }
             )
 

@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def setup_of(folder: Path) -> ActorSetup:
     model = load_model(folder / "model")
     return ActorSetup(
-        model.folder, model.digest, INFERENCE, OutputOptions(), folder / "in", folder / "mark", digest_of_secret()
+        model.folder, model.digest, "", INFERENCE, OutputOptions(), folder / "in", folder / "mark", digest_of_secret()
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -43,7 +43,7 @@ class Run:
 
     def is_done(self, folder: Path) -> bool:
         """Whether a batch would take what the folder holds for finished results of this run."""
-        identity = asdict(run_identity(self.model, engine_of(self.model, INFERENCE), INFERENCE, self.outputs))
+        identity = run_identity(self.model, engine_of(self.model, INFERENCE), INFERENCE, self.outputs).as_json()
         expected = {"identity": identity, "settings": settings_of(INFERENCE, self.outputs)}
         return not why_not_done(folder, Expected(expected, self.inferred.found.content))
 

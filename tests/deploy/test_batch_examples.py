@@ -145,5 +145,5 @@ def test_job_does_not_repeat_what_would_fail_again_and_is_not_to_blame_for_its_n
     disruption, codes = JOB["spec"]["podFailurePolicy"]["rules"]
     assert disruption["action"] == "Ignore"
     assert codes["action"] == "FailIndex"
-    assert codes["onExitCodes"]["values"] == [2, 3, 4, 7]
+    assert codes["onExitCodes"]["values"] == [2, 3, 4, 7, 8, 9]
     assert JOB["spec"]["template"]["spec"]["restartPolicy"] == "Never", "the policy needs it"
