@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from ucseg_runtime.signatures import ALLOW_UNSIGNED_VARIABLE, unsigned_allowed
-
 
 def _allow(context: typer.Context, wanted: bool) -> bool:
     """Set the variable that `load_model` reads here and in child processes, until the command ends."""
-    if wanted and not unsigned_allowed():
-        os.environ[ALLOW_UNSIGNED_VARIABLE] = "1"
-        context.call_on_close(lambda: os.environ.pop(ALLOW_UNSIGNED_VARIABLE, None))
+    if wanted:
+        from ucseg_runtime.signatures import ALLOW_UNSIGNED_VARIABLE, unsigned_allowed
+
+        if not unsigned_allowed():
+            os.environ[ALLOW_UNSIGNED_VARIABLE] = "1"
+            context.call_on_close(lambda: os.environ.pop(ALLOW_UNSIGNED_VARIABLE, None))
     return wanted
 
 
