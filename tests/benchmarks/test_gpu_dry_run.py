@@ -13,6 +13,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.py"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_dry_run_gives_a_figure_or_a_reason_for_every_contender() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--dry-run"], capture_output=True, text=True, check=False, timeout=240

@@ -120,7 +120,7 @@ def test_a_browser_finds_words_in_pages_that_are_files(site: Path, programs: Vie
         page.goto((site / "reference" / "flow.html").as_uri())
 
         page.locator("input[name=query]").fill("pseudo-label")
-        page.locator("a.md-search-result__link[href*=glossary]").first.wait_for(state="attached", timeout=30_000)
+        page.locator("a.md-search-result__link[href*=glossary]").first.wait_for(state="attached", timeout=150_000)
 
     assert [url for url in requested if not url.startswith(("file:", "about:", "data:"))] == []
 

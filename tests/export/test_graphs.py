@@ -140,6 +140,7 @@ def test_every_weight_is_used_and_nothing_of_training_is_left(key: str, exported
     assert not any("temperature" in weight.name for weight in graph.initializer)
 
 
+@pytest.mark.long
 def test_another_process_with_other_hashes_exports_the_same_bytes(softmax: Exported) -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", _HASHES_OF_EXPORT]
