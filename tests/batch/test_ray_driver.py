@@ -27,7 +27,7 @@ from ucseg_runtime.errors import (
 from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.segmentation import EngineInfo
 
-SETUP = ActorSetup(Path("model"), "0" * 64, InferenceOptions(), OutputOptions(), Path("in"), Path("mark"), "digest")
+SETUP = ActorSetup(Path("model"), "0" * 64, "", InferenceOptions(), OutputOptions(), Path("in"), Path("mark"), "digest")
 TWO = RayOptions(actors=2)
 
 
