@@ -33,6 +33,9 @@ from ucseg_runtime.volume import Volume
 
 Record = Mapping[str, Any]  # what becomes JSON
 
+_SHOWN_REASONS = 5
+"""The rest is one click away."""
+
 _OUTCOMES = {"accept": "Accept", "review": "Review", "reject": "Reject"}
 
 
@@ -224,7 +227,12 @@ def _decision(decision: Mapping[str, Any] | None) -> list[Element]:
         ]
         for item in decision["reasons"]
     ]
-    reasons = [table("Reasons of the decision", ["Check", "Value", "Limit", "What was found"], rows)] if rows else []
+    header = ["Check", "Value", "Limit", "What was found"]
+    worst, others = rows[:_SHOWN_REASONS], rows[_SHOWN_REASONS:]
+    reasons = [table("Reasons of the decision, the worst first", header, worst)] if worst else []
+    if others:
+        more = table("Further reasons", header, others)
+        reasons.append(node("details", node("summary", f"{len(others)} further reasons"), more))
     return [_section("decision", "Decision", score, *reasons)]
 
 
