@@ -113,6 +113,7 @@ def programs() -> ViewerPrograms:
         pytest.skip(f"not run, because the browser cannot be fetched: {error}")
 
 
+@pytest.mark.long
 def test_a_browser_finds_words_in_pages_that_are_files(site: Path, programs: ViewerPrograms) -> None:
     with open_browser(programs, offline=True) as context:
         page = context.new_page()
