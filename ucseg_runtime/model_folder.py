@@ -78,7 +78,7 @@ def load_model(folder: Path, *, whoever_made_it: bool = False) -> Model:
     for key, artifact in manifest.artifacts.items():
         _refuse_foreign_parts(key, _verified(folder, key, artifact))
     digest = hashlib.sha256(content).hexdigest()
-    calibration = _calibration(folder, digest, manifest)
+    calibration = calibration_beside(folder, digest, manifest)
     signer = "" if whoever_made_it else _signer(folder, digest, calibration)
     return Model(manifest, folder, digest, _proofs(folder, digest), calibration, signer)
 
@@ -119,6 +119,23 @@ def default_model_folder() -> Path:
     return find_model(DEMO_MODEL)
 
 
+def calibration_beside(folder: Path, digest: str, manifest: Manifest) -> FoundCalibration:
+    """What probabilities and uncertainty of the model in a folder are worth; `NO_CALIBRATION` where nobody measured.
+
+    Args:
+        folder: Where the manifest lies.
+        digest: SHA-256 of the manifest.
+        manifest: The same, parsed.
+
+    Raises:
+        ManifestError: The calibration cannot be read, or has other classes.
+    """
+    text = _text_beside(folder, CALIBRATION_NAME)
+    if text is None:
+        return NO_CALIBRATION
+    return calibration_from_json(text, digest, [item.label for item in manifest.classes])
+
+
 def signature_text(folder: Path) -> str | None:
     """Content of the signature that lies in a model folder; None where there is none.
 
@@ -139,13 +156,6 @@ def _signer(folder: Path, digest: str, calibration: FoundCalibration) -> str:
 def _proofs(folder: Path, digest: str) -> Proofs:
     text = _text_beside(folder, PROOFS_NAME)
     return Proofs(model_digest=digest) if text is None else proofs_from_json(text, digest)
-
-
-def _calibration(folder: Path, digest: str, manifest: Manifest) -> FoundCalibration:
-    text = _text_beside(folder, CALIBRATION_NAME)
-    if text is None:
-        return NO_CALIBRATION
-    return calibration_from_json(text, digest, [item.label for item in manifest.classes])
 
 
 def _text_beside(folder: Path, name: str) -> str | None:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 
-from ucseg_runtime.accuracy_gate import Proofs
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.backends.triton_tensors import TILES_MODEL, VOLUME_MODEL
 from ucseg_runtime.backends.triton_volume import canary, segment_on_server
 from ucseg_runtime.config import InferenceOptions
-from ucseg_runtime.errors import RepositoryError
-from ucseg_runtime.manifest import MANIFEST_NAME, manifest_from_json
 from ucseg_runtime.model_folder import Model, load_model
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.server_options import TritonServer
 from ucseg_serving.repository import CONFIG_NAME
+from ucseg_serving.repository_model import repository_model
 from ucseg_serving.server_models import MODEL_FOLDER
 
 
@@ -32,17 +29,7 @@ def served_model(folder: Path) -> Model:
     """
     if not (folder / VOLUME_MODEL / CONFIG_NAME).is_file():
         return load_model(folder)
-    inner = folder / VOLUME_MODEL / MODEL_FOLDER
-    try:
-        content = (inner / MANIFEST_NAME).read_bytes()
-        manifest = manifest_from_json(content.decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise RepositoryError(
-            f"{VOLUME_MODEL}: {MODEL_FOLDER}/{MANIFEST_NAME} cannot be read.",
-            hint="Write the repository again: ucseg-serve repository MODEL_DIR --out REPO --overwrite.",
-        ) from error
-    digest = hashlib.sha256(content).hexdigest()
-    return Model(manifest, inner, digest, Proofs(model_digest=digest))
+    return repository_model(folder / VOLUME_MODEL / MODEL_FOLDER)
 
 
 def check_server(model: Model, server: TritonServer, *, gate: bool) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from ucseg_runtime.backends.choice import choose
 from ucseg_runtime.backends.graphs import GRAPHS, check_signature
 from ucseg_runtime.backends.session import GraphFile, SessionSettings
 from ucseg_runtime.backends.triton_tensors import CHECK_MODEL, LOGITS_MODEL, TILES_MODEL, VOLUME_MODEL, stage_model_name
+from ucseg_runtime.calibration import CALIBRATION_NAME
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import OutputError, OutputExistsError
 from ucseg_runtime.manifest import MANIFEST_NAME
@@ -133,9 +134,20 @@ def write_repository(model: Model, weights: Weights, options: ServingOptions, fo
 
 
 def model_folder_files(model: Model) -> dict[str, bytes]:
-    """What the Python models of the cpu target load from the volume model's folder: graphs, proofs and signature."""
-    files = {artifact.file: model.graph(key) for key, artifact in model.manifest.artifacts.items()}
-    for name in (MANIFEST_NAME, PROOFS_NAME, SIGNATURE_NAME):
-        if (model.folder / name).is_file():
-            files[name] = (model.folder / name).read_bytes()
+    """The whole model folder within that of the volume model, where all Python models of the cpu target load it."""
+    graphs = {artifact.file: model.graph(key) for key, artifact in model.manifest.artifacts.items()}
+    names = (MANIFEST_NAME, PROOFS_NAME, CALIBRATION_NAME, SIGNATURE_NAME)
+    return _in_volume_model(graphs | _files_beside(model.folder, names))
+
+
+def description_files(model: Model) -> dict[str, bytes]:
+    """What the volume model must know where other models have the weights: manifest and calibration."""
+    return _in_volume_model(_files_beside(model.folder, (MANIFEST_NAME, CALIBRATION_NAME)))
+
+
+def _files_beside(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+
+
+def _in_volume_model(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {f"{VOLUME_MODEL}/{MODEL_FOLDER}/{name}": content for name, content in files.items()}

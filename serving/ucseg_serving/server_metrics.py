@@ -7,12 +7,13 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from ucseg_runtime.decision import OUTCOMES, Decision
 from ucseg_runtime.segmentation import Segmentation
 from ucseg_serving.server_arrays import ServerObject
 
 _QUANTILES = (0.5, 0.95)
 
-Outcome = Literal["segmented", "refused", "failed", "cancelled"]
+VolumeOutcome = Literal["segmented", "refused", "failed", "cancelled"]
 
 
 class VolumeMetrics:
@@ -27,6 +28,9 @@ class VolumeMetrics:
         # The families must outlive their metrics.
         self._families = [
             utils.MetricFamily(name="ucseg_volumes_total", description="Volumes by outcome", kind=counter),
+            utils.MetricFamily(
+                name="ucseg_decisions_total", description="Decisions upon segmented volumes", kind=counter
+            ),
             utils.MetricFamily(name="ucseg_empty_masks_total", description="Volumes without any label", kind=counter),
             utils.MetricFamily(
                 name="ucseg_uncertainty",
@@ -39,19 +43,26 @@ class VolumeMetrics:
                 kind=gauge,
             ),
         ]
-        volumes, empty, uncertainty, self._dice_family = self._families
-        self._outcomes = {outcome: volumes.Metric(labels={"outcome": outcome}) for outcome in get_args(Outcome)}
+        volumes, decisions, empty, uncertainty, self._dice_family = self._families
+        self._outcomes = {outcome: volumes.Metric(labels={"outcome": outcome}) for outcome in get_args(VolumeOutcome)}
+        self._decisions = {outcome: decisions.Metric(labels={"outcome": outcome}) for outcome in OUTCOMES}
         self._empty = empty.Metric(labels={})
         self._quantiles = {share: uncertainty.Metric(labels={"quantile": str(share)}) for share in _QUANTILES}
         self._dice: dict[str, ServerObject] = {}
 
-    def count(self, outcome: Outcome) -> None:
+    def count(self, outcome: VolumeOutcome) -> None:
         """Count one volume."""
         self._outcomes[outcome].increment(1)
 
-    def observe(self, result: Segmentation) -> None:
-        """Count a segmented volume and say how uncertain it is, and how far the subnets agree if that was counted."""
+    def observe(self, result: Segmentation, decision: Decision) -> None:
+        """Count a segmented volume and say how uncertain it is, and how far the subnets agree if that was counted.
+
+        Args:
+            result: Uncertainty in float32.
+            decision: Upon the same volume.
+        """
         self.count("segmented")
+        self._decisions[decision.outcome].increment(1)
         for item in result.agreement:
             if not math.isnan(item.dice):
                 self._dice_of(item.name).set(item.dice)

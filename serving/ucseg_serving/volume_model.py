@@ -19,20 +19,21 @@ from ucseg_runtime.backends.triton_tensors import (
     LABELS,
     PRECISION,
     PROVEN,
-    UNCERTAINTY_STEPS,
     VOLUME,
     VOLUME_FLOAT,
     VOLUME_MODEL,
 )
 from ucseg_runtime.config import InferenceOptions
+from ucseg_runtime.decision import decide
 from ucseg_runtime.errors import InputError, UcsegError
 from ucseg_runtime.geometry import VolumeGeometry
-from ucseg_runtime.manifest import MANIFEST_NAME, ModelSpec, manifest_from_json
+from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.preprocess import model_grid_of
-from ucseg_runtime.segmentation import EngineInfo, Segmentation
+from ucseg_runtime.segmentation import EngineInfo, measure, ready_to_write
 from ucseg_runtime.volume import Volume
 from ucseg_serving.bls_backend import BlsBackend, Caller, Route
+from ucseg_serving.repository_model import repository_model
 from ucseg_serving.server_arrays import ServerObject, array_from_tensor, tensor_from_array
 from ucseg_serving.server_metrics import VolumeMetrics
 from ucseg_serving.server_models import (
@@ -64,7 +65,8 @@ class VolumeModel:
         """Read the manifest; the tiles' model need not be ready yet."""
         self._utils = backend_utils()
         settings = settings_from_args(args, VOLUME_MODEL)
-        self._spec = manifest_from_json((settings.model_folder / MANIFEST_NAME).read_text(encoding="utf-8"))
+        self._model = repository_model(settings.model_folder)
+        self._spec = self._model.manifest
         tiles, in_flight = (int(settings.parameters[name]) for name in (TILES_PARAMETER, IN_FLIGHT_PARAMETER))
         senders = ThreadPoolExecutor(in_flight, thread_name_prefix="tiles")
         self._route = Route(settings.parameters[VOLUME_OVER_PARAMETER], tiles, senders)
@@ -93,14 +95,18 @@ class VolumeModel:
             volume = self._volume(request)
             check_volume(volume, self._spec, self._memory_bytes)
             result = segment_volume(volume, self._spec, self._backend(request), self._options)
+            stored = ready_to_write(result)
         except RequestCancelledError:
             self._metrics.count("cancelled")
             raise
         except UcsegError as error:
             self._metrics.count("refused" if isinstance(error, InputError) else "failed")
             raise
-        self._metrics.observe(result)
-        return self._tensors(result)
+        self._metrics.observe(result, decide(volume, stored, measure(result), self._model))
+        return [
+            tensor_from_array(self._utils, LABELS, stored.label_map),
+            tensor_from_array(self._utils, UNCERTAINTY, stored.uncertainty),
+        ]
 
     def _volume(self, request: ServerObject) -> Volume:
         found = {name: self._utils.get_input_tensor_by_name(request, name) for name in (VOLUME, VOLUME_FLOAT, AFFINE)}
@@ -125,13 +131,6 @@ class VolumeModel:
                 raise RequestCancelledError("the request was cancelled.")
 
         return BlsBackend(self._utils, self._spec, self._info, self._route, Caller(check_wanted, request.trace()))
-
-    def _tensors(self, result: Segmentation) -> list[ServerObject]:
-        scaled = np.rint(result.uncertainty * np.float32(UNCERTAINTY_STEPS)).astype(np.uint16)
-        return [
-            tensor_from_array(self._utils, LABELS, result.label_map),
-            tensor_from_array(self._utils, UNCERTAINTY, scaled),
-        ]
 
 
 def check_volume(volume: Volume, spec: ModelSpec, memory_bytes: int) -> None:

@@ -13,13 +13,12 @@ from ucseg_runtime.backends.engine_cache import BuiltEngines, engines_of_model, 
 from ucseg_runtime.backends.graphs import GRAPHS
 from ucseg_runtime.backends.offers import Offer
 from ucseg_runtime.backends.tensorrt_engine import precision_built
-from ucseg_runtime.backends.triton_tensors import VOLUME_MODEL, stage_model_name
+from ucseg_runtime.backends.triton_tensors import stage_model_name
 from ucseg_runtime.config import EngineChoice, InferenceOptions
 from ucseg_runtime.errors import AccuracyGateError, EngineMismatchError
-from ucseg_runtime.manifest import MANIFEST_NAME, MERGED
+from ucseg_runtime.manifest import MERGED
 from ucseg_runtime.model_folder import Model
-from ucseg_serving.repository import VERSION, Weights, model_folder_files
-from ucseg_serving.server_models import MODEL_FOLDER
+from ucseg_serving.repository import VERSION, Weights, description_files, model_folder_files
 from ucseg_serving.serving_options import Served, ServingOptions
 
 StagePrecision = Literal["f32", "bf16"]
@@ -88,7 +87,7 @@ def _onnx(model: Model, request: WeightsRequest) -> Weights:
     version = proofs[0].version if proven else "unknown"
     files = {f"{stage_model_name(key)}/{VERSION}/model.onnx": model.graph(key) for key in GRAPHS}
     served = Served(model.digest, "onnxruntime", version, "f32", "GPU", proven)
-    return Weights(served, files | _manifest_file(model))
+    return Weights(served, files | description_files(model))
 
 
 def _tensorrt(model: Model, request: WeightsRequest, options: ServingOptions) -> Weights:
@@ -108,7 +107,7 @@ def _tensorrt(model: Model, request: WeightsRequest, options: ServingOptions) ->
         for name in GRAPHS
     }
     served = Served(model.digest, key.builder, version, precision, device, proven)
-    return Weights(served, files | _manifest_file(model))
+    return Weights(served, files | description_files(model))
 
 
 def _is_proven(model: Model, name: str, proofs: list[EngineProof], *, gate: bool) -> bool:
@@ -140,8 +139,3 @@ def _built_engines(model: Model, root: Path) -> BuiltEngines:
         f"expected one set of TensorRT engines for this model; found: {found}.",
         hint="Build it with ucseg-export tensorrt MODEL_DIR --out FOLDER, and give --engines FOLDER.",
     )
-
-
-def _manifest_file(model: Model) -> dict[str, bytes]:
-    content = (model.folder / MANIFEST_NAME).read_bytes()
-    return {f"{VOLUME_MODEL}/{MODEL_FOLDER}/{MANIFEST_NAME}": content}

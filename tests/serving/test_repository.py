@@ -15,17 +15,20 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner
 
+from tests.calibration_phantom import calibration
 from tests.proof_phantom import proof, proven, write_proofs
 from tests.served_phantom import PHANTOM
 from ucseg_runtime.backends import engine_status
 from ucseg_runtime.backends.engine_cache import EngineKey, save_engines
 from ucseg_runtime.backends.graphs import GRAPHS
+from ucseg_runtime.calibration import CALIBRATION_NAME
 from ucseg_runtime.errors import RepositoryError
 from ucseg_runtime.model_folder import default_model_folder, load_model
 from ucseg_serving.cli.app import app
 from ucseg_serving.config_pbtxt import as_pbtxt, from_pbtxt
 from ucseg_serving.repository import repository_texts
 from ucseg_serving.repository_checks import check_repository
+from ucseg_serving.repository_model import repository_model
 from ucseg_serving.serving_options import ServingOptions
 from ucseg_serving.weights import committed_weights
 
@@ -65,6 +68,18 @@ def test_committed_repository_is_the_generated_one() -> None:
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert committed == generated, "run: ucseg-serve template ucseg_runtime/models/torso-ct-demo --out model_repository"
+
+
+@pytest.mark.parametrize("target", ["cpu", "onnxruntime"])
+def test_the_calibration_is_served_with_the_model(target: str, model_folder: Path, tmp_path: Path) -> None:
+    """Its limits decide; and a signature vouches for the two together."""
+    model = load_model(model_folder)
+    made_up = calibration(model.digest, model.manifest.num_classes - 1, limits=True)
+    (model_folder / CALIBRATION_NAME).write_text(made_up.as_json(), encoding="utf-8")
+    made = run("repository", model_folder, "--out", tmp_path / "models", "--target", target)
+    assert made.exit_code == 0, made.output
+    served = repository_model(tmp_path / "models" / "ucseg_volume" / "model")
+    assert (served.digest, served.calibration.calibration) == (model.digest, made_up)
 
 
 @pytest.mark.parametrize("path", sorted(COMMITTED.glob("*/config.pbtxt")), ids=lambda path: path.parent.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,8 +20,9 @@ from tests.volume_phantom import STRAIGHT, centred_geometry, volume_of
 from ucseg_runtime.backends import open_backend
 from ucseg_runtime.backends.triton_volume import canary, segment_on_server
 from ucseg_runtime.config import InferenceOptions
+from ucseg_runtime.decision import Outcome, decide
 from ucseg_runtime.pipeline import segment_volume
-from ucseg_runtime.segmentation import Segmentation
+from ucseg_runtime.segmentation import Segmentation, measure, ready_to_write
 from ucseg_runtime.server_options import TritonServer, server_address
 from ucseg_runtime.volume import Volume
 from ucseg_serving.serving_options import ServingOptions
@@ -35,7 +37,8 @@ pytestmark = pytest.mark.timeout(600)
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPhantom]:
     """A server whose volume model asks for the logits, with subnets that differ."""
     options = ServingOptions(volume_memory_gb=2.0, volume_over="ucseg_logits")
-    differing = replace(PHANTOM, shift_b=0.15)
+    ranges = {"cases": 5, "figures": {"extent_left_mm": (30.0, 200.0), "found": (1.0, 2.0)}}
+    differing = replace(PHANTOM, shift_b=0.15, changes={"training_ranges": ranges})
     with serve_phantom(tmp_path_factory.mktemp("served"), options, phantom=differing) as ready:
         yield ready
 
@@ -90,12 +93,36 @@ def test_dice_between_the_subnets_is_that_of_the_embedded_engine(served: ServedP
     assert grown(before, after)["ucseg_empty_masks_total"] == 1
 
 
+def test_decisions_are_those_that_the_embedded_engine_makes(served: ServedPhantom) -> None:
+    before = ours(served)
+    on_server(served, VOLUME)
+    expected = Counter(decided(served, volume) for volume in (VOLUME, canary(served.model.manifest)))
+    after = grown(before, ours(served))
+    assert len(expected) == 2, "air and a phantom must not be decided alike"
+    assert {name: count for name, count in after.items() if "decisions" in name} == {
+        f'ucseg_decisions_total{{outcome="{outcome}"}}': count for outcome, count in expected.items()
+    }
+
+
 def test_an_empty_mask_is_counted_and_leaves_the_last_figures(served: ServedPhantom) -> None:
     on_server(served, VOLUME)
+    air = canary(served.model.manifest)
     before = ours(served)
-    on_server(served, canary(served.model.manifest))
+    on_server(served, air)
     after = ours(served)
-    assert grown(before, after) == {'ucseg_volumes_total{outcome="segmented"}': 2, "ucseg_empty_masks_total": 2}
+    assert grown(before, after) == {
+        'ucseg_volumes_total{outcome="segmented"}': 2,
+        "ucseg_empty_masks_total": 2,
+        f'ucseg_decisions_total{{outcome="{decided(served, air)}"}}': 2,
+    }
+
+
+def decided(served: ServedPhantom, volume: Volume) -> Outcome:
+    """What the embedded engine decides upon a volume."""
+    options = InferenceOptions(engine="openvino", precision="f32", subnet_agreement=True)
+    with open_backend(served.model, options) as backend:
+        result = segment_volume(volume, served.model.manifest, backend, options)
+    return decide(volume, ready_to_write(result), measure(result), served.model).outcome
 
 
 def test_no_label_tells_anything_but_outcome_segment_and_quantile(served: ServedPhantom) -> None:
