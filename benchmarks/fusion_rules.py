@@ -38,8 +38,9 @@ from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings, 
 from ucseg_runtime.body import body_box
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.evidence import evidence_from_logits, probabilities_from_logits
+from ucseg_runtime.fusion_names import WeightFreeRule
 from ucseg_runtime.fusion_rules import fuse
-from ucseg_runtime.manifest import ModelSpec, WeightFreeRule
+from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.model_folder import Model, default_model_folder, load_model
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.preprocess import resample_to_model_grid

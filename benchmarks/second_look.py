@@ -24,7 +24,7 @@ from ucseg_export.fusion import FusionRequest, export_fusion
 from ucseg_runtime.backends import open_backend
 from ucseg_runtime.backends.timed import TimedBackend
 from ucseg_runtime.config import InferenceOptions
-from ucseg_runtime.manifest import FusionRule
+from ucseg_runtime.fusion_names import FusionRule
 from ucseg_runtime.model_folder import Model, default_model_folder, load_model
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.segmentation import Segmentation

@@ -34,7 +34,7 @@ from typing import Literal
 import numpy as np
 
 from ucseg_runtime.arrays import Float32Array, Float64Array
-from ucseg_runtime.manifest import WeightFreeRule, complete_parameters
+from ucseg_runtime.fusion_names import WeightFreeRule, complete_parameters
 
 LEAST_PROBABILITY = 1e-30
 """What a probability counts as at least inside a logarithm; float32 still holds it, and a hundredth of it."""

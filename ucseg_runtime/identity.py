@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from ucseg_runtime.manifest import FusionRule
+from ucseg_runtime.fusion_names import FusionRule
 from ucseg_runtime.segmentation import EngineInfo
 
 

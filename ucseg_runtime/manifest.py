@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from ucseg_runtime.errors import ManifestError
+from ucseg_runtime.fusion_names import FusionRule, complete_parameters
 from ucseg_runtime.intensity import Intensity
 from ucseg_runtime.intensity import PiecewiseLinear as PiecewiseLinear
 from ucseg_runtime.series_rules import SeriesRule, rules_from_texts
@@ -29,23 +30,6 @@ TRAINING_PLAN_SHA256 = "training_plan_sha256"
 """Entries of the provenance: the file that was exported, and the plan and data of the run that made it."""
 
 Precision = Literal["f32", "tf32", "bf16", "fp16", "int8", "fp8"]
-
-FusionRule = Literal["upg", "mean", "dempster", "entropy", "coranet", "dual", "burl"]
-WeightFreeRule = Literal["mean", "dempster", "entropy", "coranet", "dual", "burl"]
-FUSION_PARAMETERS: Mapping[FusionRule, Mapping[str, float]] = MappingProxyType(
-    {
-        "upg": {},
-        "mean": {},
-        "dempster": {},
-        "entropy": {},
-        "coranet": {"cost": 5.0},
-        "dual": {},
-        "burl": {"tau": 0.5},
-    }
-)
-"""Fusion rule to its parameters with their defaults; see `fusion_rules` for what they mean."""
-
-_PARAMETER_RANGES: Mapping[str, tuple[float, float]] = MappingProxyType({"cost": (1.0, 1000.0), "tau": (0.0, 1.0)})
 
 INT8_MERGED = "merged_int8"
 GRAPH_OF_PRECISION: Mapping[Precision, str] = MappingProxyType(
@@ -377,23 +361,6 @@ class Manifest(ModelSpec):
         if missing:
             raise ValueError(f"no artifact for {', '.join(sorted(missing))}")
         return self
-
-
-def complete_parameters(rule: FusionRule, given: Mapping[str, float]) -> dict[str, float]:
-    """Parameters of a fusion rule, with the defaults of those that are not given.
-
-    Raises:
-        ValueError: The rule has no such parameter, or the value does not lie inside its range.
-    """
-    if unknown := sorted(set(given) - set(FUSION_PARAMETERS[rule])):
-        raise ValueError(f"the fusion rule {rule} has no parameter {', '.join(unknown)}")
-    for name, value in given.items():
-        low, high = _PARAMETER_RANGES[name]
-        if not low < value < high:
-            raise ValueError(
-                f"the parameter {name} of fusion is {value:g}; expected more than {low:g}, less than {high:g}"
-            )
-    return {**FUSION_PARAMETERS[rule], **given}
 
 
 def manifest_from_json(text: str) -> Manifest:

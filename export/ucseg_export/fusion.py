@@ -32,7 +32,8 @@ from ucseg_export.parity_tiles import TileSet, case_tiles, phantom_tiles, random
 from ucseg_export.stages import subnet_stages
 from ucseg_export.to_onnx import exported_models
 from ucseg_runtime.errors import ModelError
-from ucseg_runtime.manifest import MERGED, STAGES, FusionRule, Manifest, ModelSpec, ParityRow, complete_parameters
+from ucseg_runtime.fusion_names import FusionRule, complete_parameters
+from ucseg_runtime.manifest import MERGED, STAGES, Manifest, ModelSpec, ParityRow
 from ucseg_runtime.model_folder import load_model
 from ucseg_training.checkpoint import load_checkpoint
 

@@ -25,8 +25,9 @@ from ucseg_runtime.backends.graphs import (
     check_signature,
 )
 from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
+from ucseg_runtime.fusion_names import WeightFreeRule
 from ucseg_runtime.fusion_rules import fuse
-from ucseg_runtime.manifest import MERGED, Manifest, ParityRow, WeightFreeRule
+from ucseg_runtime.manifest import MERGED, Manifest, ParityRow
 
 _SUBNETS = ("subnet_a", "subnet_b")
 _OF_THE_RULE = ("upg", "decode", MERGED)

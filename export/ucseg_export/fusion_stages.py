@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own convention)
 from torch import Tensor, nn
 
+from ucseg_runtime.fusion_names import WeightFreeRule, complete_parameters
 from ucseg_runtime.fusion_rules import LEAST_PROBABILITY, LEAST_WEIGHT, RAMP, cost_thresholds
-from ucseg_runtime.manifest import WeightFreeRule, complete_parameters
 
 Weight = Tensor | float
 

@@ -27,7 +27,8 @@ from ucseg_runtime.backends.onnx_runtime import OnnxRuntimeEngine
 from ucseg_runtime.backends.openvino import OpenVinoEngine
 from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
 from ucseg_runtime.errors import AccuracyGateError
-from ucseg_runtime.manifest import FusionRule, Manifest, ParityRow
+from ucseg_runtime.fusion_names import FusionRule
+from ucseg_runtime.manifest import Manifest, ParityRow
 from ucseg_training.nets import DualNet, uncertainty
 
 TOLERANCE = 1e-4

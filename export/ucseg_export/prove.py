@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ucseg_export.files_beside import write_beside_manifest
 from ucseg_runtime.accuracy_gate import PROOFS_NAME, CaseFigures, ClassFigures, EngineProof, Proofs
 from ucseg_runtime.arrays import BoolArray, Float32Array, UInt8Array
 from ucseg_runtime.backends import open_backend
@@ -19,7 +19,7 @@ from ucseg_runtime.backends.cuda import gpu_name
 from ucseg_runtime.backends.engines import load_engine
 from ucseg_runtime.backends.timed import TimedBackend
 from ucseg_runtime.config import EngineChoice, InferenceOptions, PrecisionChoice
-from ucseg_runtime.errors import AccuracyGateError, BackendUnavailableError, OutputError
+from ucseg_runtime.errors import AccuracyGateError, BackendUnavailableError
 from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.pipeline import segment_volume
@@ -132,18 +132,7 @@ def write_proofs(model: Model, proofs: Iterable[EngineProof]) -> Proofs:
     together = model.proofs
     for proof in proofs:
         together = together.with_proof(proof)
-    part = model.folder / f".{PROOFS_NAME}.part"
-    try:
-        try:
-            part.write_text(together.as_json(), encoding="utf-8")
-            os.replace(part, model.folder / PROOFS_NAME)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{PROOFS_NAME} of the model folder cannot be written ({type(error).__name__}).",
-            hint="Copy the model folder to a place where it can be written.",
-        ) from error
+    write_beside_manifest(model.folder, PROOFS_NAME, together.as_json())
     return together
 
 

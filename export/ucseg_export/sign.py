@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ucseg_runtime.errors import InputError, OutputError, OutputExistsError
+from ucseg_export.files_beside import write_beside_manifest
+from ucseg_runtime.errors import InputError, OutputExistsError
 from ucseg_runtime.model_folder import load_model
-from ucseg_runtime.safe_files import replace_checked
 from ucseg_runtime.signatures import SIGNATURE_NAME, Signature, require_cryptography, signed
 
 if TYPE_CHECKING:
@@ -33,18 +33,10 @@ def sign_model(folder: Path, key: Path, password: str | None = None, *, overwrit
         OutputError: The signature cannot be written; the old one is still there.
     """
     model = load_model(folder, whoever_made_it=True)
-    target = folder / SIGNATURE_NAME
-    if target.exists() and not overwrite:
+    if (folder / SIGNATURE_NAME).exists() and not overwrite:
         raise OutputExistsError(f"the model folder has a {SIGNATURE_NAME} already.", hint="Give --overwrite.")
     signature = signed(model.digest, model.calibration.digest, private_key(key, password))
-    try:
-        replace_checked(target, signature.as_json().encode())
-        target.chmod(0o644)
-    except OSError as error:
-        raise OutputError(
-            f"{SIGNATURE_NAME} cannot be written ({type(error).__name__}).",
-            hint="Copy the model folder to a place where it can be written.",
-        ) from error
+    write_beside_manifest(folder, SIGNATURE_NAME, signature.as_json())
     return signature
 
 

@@ -21,7 +21,7 @@ from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.backends.triton_client import open_triton_backend
 from ucseg_runtime.cli.app import app
 from ucseg_runtime.config import InferenceOptions
-from ucseg_runtime.manifest import WeightFreeRule
+from ucseg_runtime.fusion_names import WeightFreeRule
 from ucseg_runtime.model_folder import load_model
 from ucseg_runtime.server_options import TritonServer, server_address
 

@@ -29,8 +29,9 @@ from ucseg_runtime.backends.base import TileOutput
 from ucseg_runtime.backends.opening import open_backend
 from ucseg_runtime.config import EngineName, InferenceOptions
 from ucseg_runtime.errors import AccuracyGateError, ModelError
+from ucseg_runtime.fusion_names import WeightFreeRule
 from ucseg_runtime.fusion_rules import fuse
-from ucseg_runtime.manifest import ModelSpec, WeightFreeRule
+from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.model_folder import Model, load_model
 from ucseg_training.checkpoint import save_checkpoint
 from ucseg_training.nets import TrioConfig

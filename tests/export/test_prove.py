@@ -166,7 +166,7 @@ def test_proofs_that_cannot_be_written_leave_no_part_of_a_file(
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("ucseg_export.prove.os.replace", fail)
+    monkeypatch.setattr("ucseg_runtime.safe_files.os.replace", fail)
     before = sorted(folder.iterdir())
     result = prove(folder, study, "--precision", "f32")
     assert result.exit_code == 6

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ucseg_runtime.evidence import evidence_from_logits, probabilities_from_logits
+from ucseg_runtime.fusion_names import WeightFreeRule
 from ucseg_runtime.fusion_rules import Fused, cost_thresholds, fuse
-from ucseg_runtime.manifest import WeightFreeRule
 
 RULES: tuple[WeightFreeRule, ...] = get_args(WeightFreeRule)
 SEE_CONFLICT: tuple[WeightFreeRule, ...] = ("dempster", "entropy", "coranet", "dual", "burl")

@@ -10,7 +10,8 @@ from highdicom.sr import CodedConcept
 from pydicom.sr.coding import Code as DicomCode
 
 from ucseg_runtime.decision import Outcome
-from ucseg_runtime.manifest import Code, FusionRule, SegmentClass
+from ucseg_runtime.fusion_names import FusionRule
+from ucseg_runtime.manifest import Code, SegmentClass
 
 PRIVATE_SCHEME = "99UCSEG"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ from ucseg_export.calibration.intervals import fitted_intervals
 from ucseg_export.calibration.scores import AcceptedRisk, case_figures, score_limits
 from ucseg_export.calibration.temperature import judged_temperature
 from ucseg_export.calibration.temperature_node import temperature_of
+from ucseg_export.files_beside import write_beside_manifest
 from ucseg_export.prove import REFERENCE
 from ucseg_runtime.arrays import Float64Array, Int64Array
 from ucseg_runtime.backends import open_backend
@@ -31,7 +31,7 @@ from ucseg_runtime.calibration import (
 from ucseg_runtime.case_score import GRID_FIGURES
 from ucseg_runtime.config import EngineChoice, InferenceOptions, PrecisionChoice
 from ucseg_runtime.decision import scored
-from ucseg_runtime.errors import InputError, OutputError
+from ucseg_runtime.errors import InputError
 from ucseg_runtime.manifest import Manifest, SegmentClass
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.pipeline import segment_volume
@@ -109,18 +109,7 @@ def write_calibration(model: Model, calibration: Calibration) -> None:
     Raises:
         OutputError: The file cannot be written; the old one is still there.
     """
-    part = model.folder / f".{CALIBRATION_NAME}.part"
-    try:
-        try:
-            part.write_text(calibration.as_json(), encoding="utf-8")
-            os.replace(part, model.folder / CALIBRATION_NAME)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"{CALIBRATION_NAME} of the model folder cannot be written ({type(error).__name__}).",
-            hint="Copy the model folder to a place where it can be written.",
-        ) from error
+    write_beside_manifest(model.folder, CALIBRATION_NAME, calibration.as_json())
 
 
 def require_helpful(calibration: Calibration) -> float:

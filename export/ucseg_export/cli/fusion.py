@@ -31,7 +31,7 @@ def fusion(
     as_json: JsonOption = False,
 ) -> None:
     """Make a model folder with another fusion rule from the same subnets, after proving it against NumPy."""
-    from ucseg_runtime.manifest import complete_parameters
+    from ucseg_runtime.fusion_names import complete_parameters
 
     if spec is not None and source.is_dir():
         raise typer.BadParameter("a model folder has its description in its manifest", param_hint="--spec")
