@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import socketserver
+import ssl
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +27,7 @@ from ucseg_runtime.errors import BackendError, BackendUnavailableError
 from ucseg_runtime.evidence import probabilities_from_logits
 from ucseg_runtime.server_options import TlsFiles, TritonServer, server_address
 from ucseg_serving import local_server
+from ucseg_serving.cli.app import app as serving_app
 
 TILE = np.zeros((1, 1, *PHANTOM.tile_shape), dtype=np.float32)
 NO_ANSWER_S = 3.0
@@ -113,6 +119,73 @@ def test_segment_command_over_mutual_tls(mutual: ServedPhantom, certificates: Ce
     finished = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert finished.exit_code == 0, finished.output
     assert (tmp_path / "out" / "segmentation.dcm").is_file()
+
+
+def test_health_over_mutual_tls(mutual: ServedPhantom, certificates: Certificates) -> None:
+    url = mutual.server.grpc_url.replace("grpc://", "grpcs://")
+    command = ["health", mutual.model.folder, "--url", url, "--timeout", PATIENCE_S]
+    files = {"--tls-ca": "authority", "--tls-cert": "client", "--tls-key": "client-key"}
+    arguments = [*command, *(item for option, name in files.items() for item in (option, certificates[name]))]
+    finished = CliRunner().invoke(serving_app, [str(argument) for argument in arguments])
+    assert finished.exit_code == 0, finished.output
+    assert finished.stdout.count(": ok, ") == 2
+
+
+@pytest.mark.parametrize("mode", ["tile", "volume"])
+def test_https_with_a_token_through_a_proxy(
+    mode: str, served_phantom: ServedPhantom, certificates: Certificates, tmp_path: Path
+) -> None:
+    """Triton's HTTP port knows no TLS: a proxy in front of it does, and sees the token."""
+    write_ct_series(tmp_path / "study", CtPhantom())
+    (tmp_path / "token").write_text("s3cret\n")
+    port = int(served_phantom.server.http_url.rpartition(":")[2])
+    with tls_proxy(port, certificates) as (url, seen):
+        command = ["segment", tmp_path / "study", "--out", tmp_path / "out", "--model", served_phantom.model.folder]
+        served = ["--engine", "triton", "--url", url, "--triton-mode", mode, "--timeout", PATIENCE_S]
+        files = ["--tls-ca", certificates["authority"], "--token-file", tmp_path / "token"]
+        finished = CliRunner().invoke(app, [str(argument) for argument in [*command, *served, *files]])
+        assert finished.exit_code == 0, finished.output
+        with pytest.raises(BackendUnavailableError, match=r"certificate of https://127.*is not trusted.*--tls-ca"):
+            infer(served_phantom, TlsFiles(certificates["other-authority"]), url)
+    assert (tmp_path / "out" / "segmentation.dcm").is_file()
+    assert b"authorization: bearer s3cret" in bytes(seen).lower()
+
+
+@contextmanager
+def tls_proxy(port: int, certificates: Certificates) -> Iterator[tuple[str, bytearray]]:
+    """TLS in front of a port of this machine: the URL, and what the clients have sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates["server"], certificates["server-key"])
+    seen = bytearray()
+
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            try:
+                client = context.wrap_socket(self.request, server_side=True)
+            except OSError:
+                return  # a client that does not trust us
+            with client, socket.create_connection(("127.0.0.1", port)) as inside:
+                back = threading.Thread(target=forwarded, args=(inside, client, bytearray()), daemon=True)
+                back.start()
+                forwarded(client, inside, seen)
+                back.join()
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Forward) as proxy:
+        proxy.daemon_threads = True
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        try:
+            yield f"https://127.0.0.1:{proxy.server_address[1]}", seen
+        finally:
+            proxy.shutdown()
+
+
+def forwarded(source: socket.socket, sink: socket.socket, seen: bytearray) -> None:
+    """Pass on what comes until one side ends."""
+    with contextlib.suppress(OSError):
+        while chunk := source.recv(1 << 16):
+            seen.extend(chunk)
+            sink.sendall(chunk)
+        sink.shutdown(socket.SHUT_WR)
 
 
 def test_a_server_of_an_unknown_authority_is_refused_at_once(

@@ -91,8 +91,8 @@ def split_engine(engine: EngineOrServer, arguments: ServerArguments) -> tuple[En
     """The engine of this machine, and the server that takes its place.
 
     Raises:
-        typer.BadParameter: A URL without ``--engine triton``, or the other way round; an unreadable token file.
-        BackendUnavailableError: A URL is none, or a token would go unencrypted.
+        typer.BadParameter: A URL without ``--engine triton``, or the other way round; and see `server_of`.
+        BackendUnavailableError: See `server_of`.
     """
     if engine != "triton":
         if arguments.urls:
@@ -100,9 +100,19 @@ def split_engine(engine: EngineOrServer, arguments: ServerArguments) -> tuple[En
         return engine, None
     if not arguments.urls:
         raise typer.BadParameter("--engine triton needs the URL of a server", param_hint="--url")
+    return "auto", server_of(arguments)
+
+
+def server_of(arguments: ServerArguments) -> TritonServer:
+    """The server that was named.
+
+    Raises:
+        typer.BadParameter: An unreadable token file; half of a certificate and its key.
+        BackendUnavailableError: A URL is none, or a token would go unencrypted.
+    """
     if (arguments.tls.certificate is None) != (arguments.tls.key is None):
         raise typer.BadParameter("--tls-cert and --tls-key belong together", param_hint="--tls-cert")
-    server = TritonServer(
+    return TritonServer(
         addresses=tuple(server_address(url) for url in arguments.urls),
         mode=arguments.mode,
         timeout_s=arguments.timeout_s or _DEFAULT_TIMEOUT_S[arguments.mode],
@@ -111,7 +121,6 @@ def split_engine(engine: EngineOrServer, arguments: ServerArguments) -> tuple[En
         token=_token(arguments.token_file),
         traceparent=_traceparent(asked_for=arguments.trace),
     )
-    return "auto", server
 
 
 def _traceparent(*, asked_for: bool) -> str:
