@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import trustme
 from typer.testing import CliRunner
 
+from tests.encrypted_server import Certificates, encrypted, write_certificates
 from tests.phantoms import CtPhantom, write_ct_series
-from tests.served_phantom import PHANTOM, ServedPhantom, serve_phantom
+from tests.served_phantom import PHANTOM, ServedPhantom
 from ucseg_runtime.backends import open_backend
 from ucseg_runtime.cli.app import app
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import BackendError, BackendUnavailableError
 from ucseg_runtime.evidence import probabilities_from_logits
 from ucseg_runtime.server_options import TlsFiles, TritonServer, server_address
-from ucseg_serving import local_server
 
 TILE = np.zeros((1, 1, *PHANTOM.tile_shape), dtype=np.float32)
 NO_ANSWER_S = 3.0
@@ -31,58 +28,22 @@ PATIENCE_S = 60.0
 pytestmark = pytest.mark.timeout(600)
 
 
-@dataclass(frozen=True)
-class Certificates:
-    """PEM files of two authorities, a server and a client of the first one."""
-
-    folder: Path
-
-    def __getitem__(self, name: str) -> Path:
-        return self.folder / f"{name}.pem"
-
-    @property
-    def client(self) -> TlsFiles:
-        return TlsFiles(self["authority"], self["client"], self["client-key"])
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    found = Certificates(tmp_path_factory.mktemp("certificates"))
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(found["authority"])
-    trustme.CA().cert_pem.write_to_path(found["other-authority"])
-    found["nothing"].write_text("no certificate")
-    for name in ("server", "client"):
-        issued = authority.issue_cert("127.0.0.1")
-        issued.private_key_pem.write_to_path(found[f"{name}-key"])
-        issued.cert_chain_pems[0].write_to_path(found[name])
-    return found
-
-
-@contextmanager
-def encrypted(folder: Path, *flags: str) -> Iterator[ServedPhantom]:
-    """A server whose start line has more flags."""
-    plain = local_server.server_command
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_server, "server_command", lambda *arguments: [*plain(*arguments), *flags])
-        with serve_phantom(folder) as served:
-            yield served
+    return write_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")
 def one_sided(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPhantom]:
     """A server that any client may use."""
-    flags = (f"--grpc-server-cert={certificates['server']}", f"--grpc-server-key={certificates['server-key']}")
-    with encrypted(tmp_path_factory.mktemp("served"), "--grpc-use-ssl=true", *flags) as served:
+    with encrypted(tmp_path_factory.mktemp("served"), certificates) as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def mutual(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPhantom]:
     """A server that wants a certificate of its clients."""
-    flags = (f"--grpc-server-cert={certificates['server']}", f"--grpc-server-key={certificates['server-key']}")
-    known = f"--grpc-root-cert={certificates['authority']}"
-    with encrypted(tmp_path_factory.mktemp("served"), "--grpc-use-ssl-mutual=true", *flags, known) as served:
+    with encrypted(tmp_path_factory.mktemp("served"), certificates, mutual=True) as served:
         yield served
 
 
