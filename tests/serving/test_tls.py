@@ -64,16 +64,21 @@ def test_mutual_tls(mutual: ServedPhantom, certificates: Certificates) -> None:
     infer(mutual, certificates.client)
 
 
-def test_segment_command_over_mutual_tls(mutual: ServedPhantom, certificates: Certificates, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["segment", "batch"])
+def test_command_over_mutual_tls_with_a_token(
+    name: str, mutual: ServedPhantom, certificates: Certificates, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret-of-the-test\n")
     write_ct_series(tmp_path / "study", CtPhantom())
     url = mutual.server.grpc_url.replace("grpc://", "grpcs://")
-    command = ["segment", tmp_path / "study", "--out", tmp_path / "out", "--model", mutual.model.folder]
+    command = [name, tmp_path / "study", "--out", tmp_path / "out", "--model", mutual.model.folder]
     files = ["--tls-ca", certificates["authority"], "--tls-cert", certificates["client"]]
     key = ["--tls-key", certificates["client-key"]]
-    arguments = [*command, "--engine", "triton", "--url", url, *files, *key]
+    arguments = [*command, "--engine", "triton", "--url", url, *files, *key, "--token-file", token]
     finished = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert finished.exit_code == 0, finished.output
-    assert (tmp_path / "out" / "segmentation.dcm").is_file()
+    assert len(list((tmp_path / "out").rglob("segmentation.dcm"))) == 1
 
 
 def test_a_server_of_an_unknown_authority_is_refused_at_once(
