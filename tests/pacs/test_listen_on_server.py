@@ -65,13 +65,13 @@ def test_series_waits_for_a_server_that_is_away(
     port = free_port()
     phantom, files = study(tmp_path, "away")
     url = f"grpc://{LOOPBACK}:{port}"
-    with listening(tmp_path / "listener", *options(archive.dimse, model, url, "--timeout", 1)) as listener:
+    with listening(tmp_path / "listener", *options(archive.dimse, model, url, "--timeout", 10)) as listener:
         assert pacs_programs.send(files, "UCSEG", listener.port) == 0
         listener.wait_until_it_says("Next try in")
         said = listener.said
         ready = requests.get(f"http://{LOOPBACK}:{listener.monitor_port}/readyz", timeout=10.0)
         with serve_phantom(tmp_path / "served", local=LocalOptions(grpc_port=port, stop_timeout_s=5.0)):
-            archive.wait_for(phantom.study_uid, RESULTS, 90.0)
+            archive.wait_for(phantom.study_uid, RESULTS, 120.0)
 
         assert "UCSEG-E140 no answer after" in said
         assert f"at last from {url}" in said
