@@ -20,6 +20,7 @@ from typing import cast
 
 from ucseg_runtime.backends.base import Backend
 from ucseg_runtime.backends.opening import open_backend
+from ucseg_runtime.backends.triton_volume import check_volume_server
 from ucseg_runtime.clip_steps import ReadClip
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.dicom.headers import quiet_pydicom
@@ -136,8 +137,13 @@ def segment_neighbours(
 
 @contextmanager
 def _opened_once(model: Model, inference: InferenceOptions) -> Iterator[AbstractContextManager[Backend]]:
-    """An engine that is open already and stays open, to be entered for every series; unopened where none is entered."""
+    """An engine that is open already and stays open, to be entered for every series; unopened where none is entered.
+
+    A server for whole volumes is entered for none. It has to answer once all the same: that it is away is no failure of
+    the first series, and of every other one.
+    """
     if inference.server is not None and inference.server.mode == "volume":
+        check_volume_server(model, inference.server, gate=inference.gate)
         yield open_backend(model, inference)
     else:
         with open_backend(model, inference) as backend:

@@ -70,6 +70,23 @@ class TlsFiles:
 
 
 @dataclass(frozen=True)
+class ServerOptionNames:
+    """What a command calls its options of a server, for messages to who gave them.
+
+    Attributes:
+        authorities: For `TlsFiles.authorities`.
+        certificate: For `TlsFiles.certificate`.
+        key: For `TlsFiles.key`.
+        token_file: For the file with the token.
+    """
+
+    authorities: str = "--tls-ca"
+    certificate: str = "--tls-cert"
+    key: str = "--tls-key"
+    token_file: str = "--token-file"  # noqa: S105  (the name of an option)
+
+
+@dataclass(frozen=True)
 class TritonServer:
     """A Triton service that runs the network.
 
@@ -84,6 +101,7 @@ class TritonServer:
         token: Sent as bearer token; empty for none.
         traceparent: Sent as W3C trace context, so that a server that traces adds its spans to that trace; empty for
             none.
+        names: Of the options that all this came from.
     """
 
     addresses: tuple[ServerAddress, ...]
@@ -94,6 +112,7 @@ class TritonServer:
     tls: TlsFiles = TlsFiles()
     token: str = field(default="", repr=False)
     traceparent: str = ""
+    names: ServerOptionNames = ServerOptionNames()
 
     @property
     def headers(self) -> dict[str, str]:

@@ -133,6 +133,18 @@ def test_a_compression_that_the_encoding_cannot_have_is_a_usage_error(study: Pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["segment", "batch"])
+@pytest.mark.parametrize("option", [("--tls-ca", "ca.pem"), ("--token-file", "token"), ("--shared-memory",)])
+def test_options_for_a_server_without_one_are_a_usage_error(
+    command: str, option: tuple[str, ...], study: Path, model: Path, tmp_path: Path
+) -> None:
+    result = run(command, study, "--out", tmp_path / "out", "--model", model, *option)
+
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.replace("│", " ").split())
+    assert f"Invalid value for {option[0]}: it is for a Triton server, and needs --engine triton" in said
+
+
 def test_segment_again_is_refused_then_overwrites_with_the_same_bytes(study: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("segment", study, "--out", out, "--model", model).exit_code == 0

@@ -67,6 +67,16 @@ class TestArchive:
             for instance in series["Instances"]
         ]
 
+    def results(self, study_uid: str) -> dict[str, Any]:
+        """Tags and values of the instances of a study that are no CT, by modality and number."""
+        return {
+            f"{series['MainDicomTags']['Modality']} {number}": self.get(f"/instances/{instance}/simplified-tags")
+            for study in self._found("Study", {"StudyInstanceUID": study_uid})
+            for series in self.get(f"/studies/{study}/series")
+            if series["MainDicomTags"]["Modality"] != "CT"
+            for number, instance in enumerate(series["Instances"], start=1)
+        }
+
     def instance_uids(self) -> list[str]:
         """Of everything that it has; one that it has twice is in the list twice."""
         return [item["MainDicomTags"]["SOPInstanceUID"] for item in self.get("/instances?expand")]

@@ -33,7 +33,8 @@ def guide_shell(folder: Path, archive: TestArchive, model: Path, study: CtPhanto
         "/srv/ucseg": str(folder / "srv"),
     }
     added = (
-        (r"ucseg (segment|batch|pacs listen) ", f"--model {model} --engine openvino"),
+        (r"ucseg (segment|batch|pacs listen) ", f"--model {model}"),
+        (r"ucseg (segment|batch|pacs listen) (?!.*--engine)", "--engine openvino"),
         (r"pacs listen ", "--quiet-time 0.5"),
         (r"pacs listen (?!.*--port)", f"--port {port}"),
         (r"pacs listen (?!.*--monitor)", f"--monitor {monitor}"),

@@ -33,18 +33,20 @@ def shell(archive: TestArchive, tiny_model: Path, tmp_path_factory: pytest.TempP
     issued = authority.issue_cert(LOOPBACK)
     issued.cert_chain_pems[0].write_to_path(folder / "cert.pem")
     issued.private_key_pem.write_to_path(folder / "key.pem")
-    authority.cert_pem.write_to_path(folder / "callers.pem")
+    for name in ("callers.pem", "ca.pem"):
+        authority.cert_pem.write_to_path(folder / name)
+    (folder / "token").write_text("token of the guide")
     return guide_shell(folder, archive, tiny_model, STUDY)
 
 
 def test_every_kind_of_command_stands_in_the_guide() -> None:
-    assert len(LISTEN) == 3
+    assert len(LISTEN) == 5
     assert [line.rpartition("/")[2] for line in CURL] == ["readyz", "healthz", "metrics"]
     words = {" ".join(line.split()[1:3]) if "pacs" in line.split()[1] else line.split()[1] for line in OTHERS}
     assert words == {"segment", "pacs send", "pacs query", "pacs fetch", "batch"}
 
 
-@pytest.mark.parametrize("line", LISTEN, ids=["plain", "options", "TLS"])
+@pytest.mark.parametrize("line", LISTEN, ids=["plain", "options", "TLS", "Triton", "reports"])
 def test_listener_of_the_guide_starts_answers_and_stops(
     shell: GuideShell, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

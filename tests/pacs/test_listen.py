@@ -177,6 +177,40 @@ def test_second_listener_on_a_spool_or_port_is_refused(
     assert f"port {shared.port} cannot be had" in same_port.stderr
 
 
+def test_report_of_a_series_is_kept_for_people_and_not_sent(
+    archive: TestArchive, pacs_programs: PacsPrograms, tiny_model: Path, tmp_path: Path
+) -> None:
+    phantom, files = study(tmp_path, "canary report")
+    reports = tmp_path / "reports"
+    with listening(tmp_path / "listener", *options(archive.dimse, tiny_model, "--reports", reports)) as listener:
+        assert pacs_programs.send(files, "UCSEG", listener.port) == 0
+        archive.wait_for(phantom.study_uid, RESULTS)
+        wait_until_empty(listener)
+
+    assert archive.modalities(phantom.study_uid) == RESULTS
+    (key,) = re.findall(r"series (\w+): segmented", listener.said)
+    (page,) = reports.iterdir()
+    assert page.name == f"{key}.html"
+    assert (reports.stat().st_mode & 0o777, page.stat().st_mode & 0o777) == (0o700, 0o600)
+    text = page.read_text()
+    assert "Segmentation report" in text
+    assert phantom.series_uid in text, "by which it is found"
+    assert not any(word in text.lower() for word in PHI_CANARIES)
+
+
+def test_folder_for_reports_that_cannot_be_used_is_told_at_the_start(tiny_model: Path, tmp_path: Path) -> None:
+    spool, a_file = tmp_path / "spool", tmp_path / "file"
+    a_file.touch()
+    own = options(f"ORTHANC@{LOOPBACK}:4242", tiny_model, "--monitor", "off", "--spool", spool, "--port", 0)
+
+    in_spool = run("pacs", "listen", *own, "--reports", spool / "reports")
+    no_folder = run("pacs", "listen", *own, "--reports", a_file)
+
+    assert (in_spool.exit_code, no_folder.exit_code) == (6, 6)
+    assert "lies in the spool" in in_spool.stderr
+    assert "the folder for reports cannot be used: File exists" in no_folder.stderr
+
+
 def test_listener_that_is_killed_at_any_stage_delivers_everything_once(
     pacs_programs: PacsPrograms, tiny_model: Path, tmp_path: Path
 ) -> None:

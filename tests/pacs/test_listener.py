@@ -14,7 +14,8 @@ import pytest
 from tests.batch.exports import TINY
 from tests.pacs.made_up import Clock, MadeUpArchive
 from tests.phantoms import write_ct_series
-from ucseg_runtime.batch.plan import BatchPlan
+from tests.processes import LOOPBACK, free_port
+from ucseg_runtime.batch.plan import BatchPlan, SeriesOutcome
 from ucseg_runtime.batch.run import run_batch
 from ucseg_runtime.config import WHATEVER_FITS, InferenceOptions, OutputOptions, SegEncoding
 from ucseg_runtime.errors import BackendError, OutputError
@@ -26,12 +27,15 @@ from ucseg_runtime.pacs.listener import Listener, Parts
 from ucseg_runtime.pacs.monitoring import Metrics
 from ucseg_runtime.pacs.objects import LABEL_MAP_CLASS, read_header
 from ucseg_runtime.pacs.outbox import Outbox
-from ucseg_runtime.pacs.segmenting import Method
+from ucseg_runtime.pacs.reports import ReportFolder
+from ucseg_runtime.pacs.segmenting import MOST_TRIES, Method
 from ucseg_runtime.pacs.spool import Spool, SpoolLimit, opened_spool
+from ucseg_runtime.server_options import TritonMode, TritonServer, server_address
 
 pytestmark = [pytest.mark.slow]
 
 SERIES = replace(TINY, study="listened")
+EMBEDDED = InferenceOptions(engine="openvino")
 EVERY_SECOND = BackOff(1.0, 1.0, lambda: 1.0)
 
 
@@ -57,7 +61,14 @@ class Bench:
 
 
 @contextmanager
-def bench(root: Path, model: Path, archive: MadeUpArchive, outputs: OutputOptions) -> Iterator[Bench]:
+def bench(
+    root: Path,
+    model: Path,
+    archive: MadeUpArchive,
+    outputs: OutputOptions,
+    inference: InferenceOptions = EMBEDDED,
+    reports: ReportFolder | None = None,
+) -> Iterator[Bench]:
     with opened_spool(root, b"secret") as spool:
         clock, outbox, metrics = Clock(), Outbox(spool), Metrics()
         told: list[str] = []
@@ -65,8 +76,8 @@ def bench(root: Path, model: Path, archive: MadeUpArchive, outputs: OutputOption
         report = CourierReport(told.append, metrics.sent, metrics.send_failed)
         courier = Courier(outbox, lambda: archive, report, EVERY_SECOND, clock)
         limit = SpoolLimit(spool, 10**9, 0)
-        parts = Parts(spool, limit, arrivals, outbox, courier, metrics, lambda: archive, told.append)
-        method = Method(load_model(model), InferenceOptions(engine="openvino"), outputs, WHATEVER_FITS)
+        parts = Parts(spool, limit, arrivals, outbox, courier, metrics, lambda: archive, told.append, reports)
+        method = Method(load_model(model), inference, outputs, WHATEVER_FITS)
         listener = Listener(parts, method, EVERY_SECOND, clock)
         yield Bench(spool, archive, clock, outbox, arrivals, courier, listener, told)
 
@@ -155,6 +166,95 @@ def test_engine_that_fails_is_waited_for_and_said(
 
         assert len(it.outbox) == 1
         assert it.listener.state().waits == ()
+
+
+@pytest.mark.parametrize("mode", ["tile", "volume"])
+def test_server_that_is_away_for_longer_than_any_try_loses_no_series(
+    tiny_model: Path, tmp_path: Path, files: list[Path], mode: TritonMode
+) -> None:
+    nobody = server_address(f"grpc://{LOOPBACK}:{free_port()}")
+    away = InferenceOptions(server=TritonServer((nobody,), mode, timeout_s=0.1))
+    archive = MadeUpArchive()
+    with bench(tmp_path / "spool", tiny_model, archive, OutputOptions(), away) as it:
+        it.receive(files)
+        for _ in range(MOST_TRIES + 1):
+            it.listener.step()
+            it.clock.now += 1.0
+        (reason,) = it.listener.state().waits
+
+        assert it.spool.keys("failed") == []
+        assert len(it.spool.files("ready", *it.spool.keys("ready"))) == 6
+        assert reason.startswith("UCSEG-E140 no answer after")
+        assert str(nobody) in reason
+        assert sum("E140" in line and "Next try in 1 s." in line for line in it.told) == MOST_TRIES + 1
+    with bench(tmp_path / "spool", tiny_model, archive, OutputOptions()) as it:
+        it.listener.step()
+        it.courier.send_due()
+
+        assert sorted(archive.there.values()) == [1, 1, 1]
+
+
+def test_series_that_an_engine_fails_for_is_told_before_the_round_is_over(
+    tiny_model: Path, tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may take as long as a server that is gone is waited for, and the listener must not look dead meanwhile."""
+    told_meanwhile: list[list[str]] = []
+    with bench(tmp_path / "spool", tiny_model, MadeUpArchive(), OutputOptions()) as it:
+        it.receive(files)
+
+        def run(plan: BatchPlan, runner: object, report: Callable[[SeriesOutcome], None]) -> None:
+            (series,) = plan.series
+            report(SeriesOutcome(series, tmp_path, "failed", "UCSEG-E143", "no answer."))
+            told_meanwhile.append(it.told[:])
+
+        with monkeypatch.context() as patched:
+            patched.setattr("ucseg_runtime.pacs.segmenting.run_batch", run)
+            for _ in range(MOST_TRIES):
+                it.listener.step()
+                it.clock.now += 1.0
+
+        again = [line for line in told_meanwhile[0] if "UCSEG-E143 no answer. It will be tried again." in line]
+        assert len(again) == 1
+        assert len(it.spool.keys("failed")) == 1
+
+
+def test_report_that_finds_no_room_is_said_and_holds_no_result_up(
+    tiny_model: Path, tmp_path: Path, files: list[Path]
+) -> None:
+    archive = MadeUpArchive()
+    reports = ReportFolder(tmp_path / "reports", free_bytes=10**18)
+    reports.prepare()
+    with_report = OutputOptions(extras=frozenset({"report"}))
+    with bench(tmp_path / "spool", tiny_model, archive, with_report, reports=reports) as it:
+        it.receive(files)
+        it.listener.step()
+        it.courier.send_due()
+        it.listener.step()
+
+        assert sum("its report is not kept: No space left on device." in line for line in it.told) == 1
+        assert list(reports.root.iterdir()) == []
+        assert sorted(archive.there.values()) == [1, 1, 1]
+        assert nothing_left(it.spool)
+
+
+def test_report_of_a_series_takes_the_place_of_the_one_before(
+    tiny_model: Path, tmp_path: Path, files: list[Path]
+) -> None:
+    reports = ReportFolder(tmp_path / "reports")
+    reports.prepare()
+    with_report = OutputOptions(extras=frozenset({"report"}))
+    with bench(tmp_path / "spool", tiny_model, MadeUpArchive(errors=[]), with_report, reports=reports) as it:
+        it.receive(files[:5])
+        it.listener.step()
+        (page,) = reports.root.iterdir()
+        before = page.read_bytes()
+        (reports.root / f".{page.name}-0123").write_bytes(b"half")
+        it.receive(files[5:])
+        it.listener.step()
+        reports.prepare()
+
+        assert list(reports.root.iterdir()) == [page]
+        assert page.read_bytes() != before
 
 
 def test_full_disk_while_results_are_written_is_a_wait_and_no_loss(

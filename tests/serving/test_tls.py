@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import socketserver
-import ssl
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import trustme
 from typer.testing import CliRunner
 
+from tests.encrypted_server import Certificates, encrypted, tls_proxy, write_certificates
 from tests.phantoms import CtPhantom, write_ct_series
-from tests.served_phantom import PHANTOM, ServedPhantom, serve_phantom
+from tests.served_phantom import PHANTOM, ServedPhantom
 from ucseg_runtime.backends import open_backend
 from ucseg_runtime.cli.app import app
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import BackendError, BackendUnavailableError
 from ucseg_runtime.evidence import probabilities_from_logits
 from ucseg_runtime.server_options import TlsFiles, TritonServer, server_address
-from ucseg_serving import local_server
 from ucseg_serving.cli.app import app as serving_app
 
 TILE = np.zeros((1, 1, *PHANTOM.tile_shape), dtype=np.float32)
@@ -37,58 +29,22 @@ PATIENCE_S = 60.0
 pytestmark = pytest.mark.timeout(600)
 
 
-@dataclass(frozen=True)
-class Certificates:
-    """PEM files of two authorities, a server and a client of the first one."""
-
-    folder: Path
-
-    def __getitem__(self, name: str) -> Path:
-        return self.folder / f"{name}.pem"
-
-    @property
-    def client(self) -> TlsFiles:
-        return TlsFiles(self["authority"], self["client"], self["client-key"])
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    found = Certificates(tmp_path_factory.mktemp("certificates"))
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(found["authority"])
-    trustme.CA().cert_pem.write_to_path(found["other-authority"])
-    found["nothing"].write_text("no certificate")
-    for name in ("server", "client"):
-        issued = authority.issue_cert("127.0.0.1")
-        issued.private_key_pem.write_to_path(found[f"{name}-key"])
-        issued.cert_chain_pems[0].write_to_path(found[name])
-    return found
-
-
-@contextmanager
-def encrypted(folder: Path, *flags: str) -> Iterator[ServedPhantom]:
-    """A server whose start line has more flags."""
-    plain = local_server.server_command
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local_server, "server_command", lambda *arguments: [*plain(*arguments), *flags])
-        with serve_phantom(folder) as served:
-            yield served
+    return write_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="module")
 def one_sided(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPhantom]:
     """A server that any client may use."""
-    flags = (f"--grpc-server-cert={certificates['server']}", f"--grpc-server-key={certificates['server-key']}")
-    with encrypted(tmp_path_factory.mktemp("served"), "--grpc-use-ssl=true", *flags) as served:
+    with encrypted(tmp_path_factory.mktemp("served"), certificates) as served:
         yield served
 
 
 @pytest.fixture(scope="module")
 def mutual(certificates: Certificates, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPhantom]:
     """A server that wants a certificate of its clients."""
-    flags = (f"--grpc-server-cert={certificates['server']}", f"--grpc-server-key={certificates['server-key']}")
-    known = f"--grpc-root-cert={certificates['authority']}"
-    with encrypted(tmp_path_factory.mktemp("served"), "--grpc-use-ssl-mutual=true", *flags, known) as served:
+    with encrypted(tmp_path_factory.mktemp("served"), certificates, mutual=True) as served:
         yield served
 
 
@@ -109,16 +65,21 @@ def test_mutual_tls(mutual: ServedPhantom, certificates: Certificates) -> None:
     infer(mutual, certificates.client)
 
 
-def test_segment_command_over_mutual_tls(mutual: ServedPhantom, certificates: Certificates, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["segment", "batch"])
+def test_command_over_mutual_tls_with_a_token(
+    name: str, mutual: ServedPhantom, certificates: Certificates, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret-of-the-test\n")
     write_ct_series(tmp_path / "study", CtPhantom())
     url = mutual.server.grpc_url.replace("grpc://", "grpcs://")
-    command = ["segment", tmp_path / "study", "--out", tmp_path / "out", "--model", mutual.model.folder]
+    command = [name, tmp_path / "study", "--out", tmp_path / "out", "--model", mutual.model.folder]
     files = ["--tls-ca", certificates["authority"], "--tls-cert", certificates["client"]]
     key = ["--tls-key", certificates["client-key"]]
-    arguments = [*command, "--engine", "triton", "--url", url, *files, *key]
+    arguments = [*command, "--engine", "triton", "--url", url, *files, *key, "--token-file", token]
     finished = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert finished.exit_code == 0, finished.output
-    assert (tmp_path / "out" / "segmentation.dcm").is_file()
+    assert len(list((tmp_path / "out").rglob("segmentation.dcm"))) == 1
 
 
 def test_health_over_mutual_tls(mutual: ServedPhantom, certificates: Certificates) -> None:
@@ -149,43 +110,6 @@ def test_https_with_a_token_through_a_proxy(
             infer(served_phantom, TlsFiles(certificates["other-authority"]), url)
     assert (tmp_path / "out" / "segmentation.dcm").is_file()
     assert b"authorization: bearer s3cret" in bytes(seen).lower()
-
-
-@contextmanager
-def tls_proxy(port: int, certificates: Certificates) -> Iterator[tuple[str, bytearray]]:
-    """TLS in front of a port of this machine: the URL, and what the clients have sent."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates["server"], certificates["server-key"])
-    seen = bytearray()
-
-    class Forward(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            try:
-                client = context.wrap_socket(self.request, server_side=True)
-            except OSError:
-                return  # a client that does not trust us
-            with client, socket.create_connection(("127.0.0.1", port)) as inside:
-                back = threading.Thread(target=forwarded, args=(inside, client, bytearray()), daemon=True)
-                back.start()
-                forwarded(client, inside, seen)
-                back.join()
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Forward) as proxy:
-        proxy.daemon_threads = True
-        threading.Thread(target=proxy.serve_forever, daemon=True).start()
-        try:
-            yield f"https://127.0.0.1:{proxy.server_address[1]}", seen
-        finally:
-            proxy.shutdown()
-
-
-def forwarded(source: socket.socket, sink: socket.socket, seen: bytearray) -> None:
-    """Pass on what comes until one side ends."""
-    with contextlib.suppress(OSError):
-        while chunk := source.recv(1 << 16):
-            seen.extend(chunk)
-            sink.sendall(chunk)
-        sink.shutdown(socket.SHUT_WR)
 
 
 def test_a_server_of_an_unknown_authority_is_refused_at_once(

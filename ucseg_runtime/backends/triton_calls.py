@@ -147,6 +147,17 @@ class _Endpoint:
         self.lock = threading.Lock()
 
 
+def check_usable(server: TritonServer) -> None:
+    """Find out before anything is sent whether the servers could be spoken to; whether they are there is not asked.
+
+    Raises:
+        BackendUnavailableError: The extra is not installed, the TLS files cannot be used, or the protocol has no shared
+            memory.
+    """
+    for address in server.addresses:
+        _connect(address, server).close()
+
+
 def _connect(address: ServerAddress, server: TritonServer) -> Connection:
     """Open a connection; nothing is sent.
 

@@ -44,8 +44,11 @@ class GrpcConnection:
         self._failure: Any = importlib.import_module("tritonclient.utils").InferenceServerException
         tls = server.tls
         if address.is_encrypted:
-            tls_context(tls)  # gRPC would tell with the first request, and to be repeated, that it cannot use a file
+            tls_context(
+                tls, server.names
+            )  # gRPC would tell with the first request, and to be repeated, that it cannot use a file
         self._address = address
+        self._names = server.names
         self._shows_certificate = tls.certificate is not None
         self._client = self.package.InferenceServerClient(
             f"[{address.host}]:{address.port}" if ":" in address.host else f"{address.host}:{address.port}",
@@ -113,7 +116,7 @@ class GrpcConnection:
         status, message = str(error.status()).removeprefix("StatusCode."), str(error.message())
         doubt = _DOUBT.search(message)
         if doubt is not None and self._address.is_encrypted:
-            return untrusted(self._address, doubt.group().lower())
+            return untrusted(self._address, doubt.group().lower(), self._names)
         if _CLOSED_AT_ONCE.search(message):
             message += self._what_closing_may_mean()
         exhausted = status == "RESOURCE_EXHAUSTED" and _TOO_LARGE not in message
@@ -125,7 +128,8 @@ class GrpcConnection:
         if not self._address.is_encrypted:
             return "; unless it has died, it may want TLS: grpcs://"
         if not self._shows_certificate:
-            return "; unless it has died, it may want a certificate of this client: --tls-cert, --tls-key"
+            wanted = f"{self._names.certificate}, {self._names.key}"
+            return f"; unless it has died, it may want a certificate of this client: {wanted}"
         return ""
 
 

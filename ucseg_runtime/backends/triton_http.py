@@ -48,8 +48,9 @@ class HttpConnection:
         # Untyped: the package carries no type information.
         self._package: Any = importlib.import_module("tritonclient.http")
         self._address = address
-        self._tls = tls_context(server.tls) if address.is_encrypted else None
+        self._tls = tls_context(server.tls, server.names) if address.is_encrypted else None
         self._headers = server.headers
+        self._names = server.names
         self._idle: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()
 
     def describe(self, model: str, timeout_s: float) -> ModelDescription:
@@ -99,7 +100,7 @@ class HttpConnection:
                     content = answer.read()
             except ssl.SSLCertVerificationError as error:
                 connection.close()
-                raise untrusted(self._address, error.verify_message) from error
+                raise untrusted(self._address, error.verify_message, self._names) from error
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 if over.is_set() or isinstance(error, TimeoutError):

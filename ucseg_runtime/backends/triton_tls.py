@@ -5,11 +5,11 @@ from __future__ import annotations
 import ssl
 
 from ucseg_runtime.errors import BackendUnavailableError
-from ucseg_runtime.server_options import ServerAddress, TlsFiles
+from ucseg_runtime.server_options import ServerAddress, ServerOptionNames, TlsFiles
 
 
-def tls_context(files: TlsFiles) -> ssl.SSLContext:
-    """What Python's own TLS needs of the files.
+def tls_context(files: TlsFiles, names: ServerOptionNames) -> ssl.SSLContext:
+    """What Python's own TLS needs of the files; `names` are those of the options that name them.
 
     Raises:
         BackendUnavailableError: A file is missing, is no PEM file, or the key is not that of the certificate.
@@ -21,13 +21,13 @@ def tls_context(files: TlsFiles) -> ssl.SSLContext:
     except (OSError, ssl.SSLError) as error:
         raise BackendUnavailableError(
             f"the TLS files cannot be used ({type(error).__name__}).",
-            hint="Give PEM files: --tls-ca, --tls-cert, --tls-key.",
+            hint=f"Give PEM files: {names.authorities}, {names.certificate}, {names.key}.",
         ) from error
     return context
 
 
-def untrusted(address: ServerAddress, reason: str) -> BackendUnavailableError:
+def untrusted(address: ServerAddress, reason: str, names: ServerOptionNames) -> BackendUnavailableError:
     """The error for a server whose certificate does not prove who it is."""
     return BackendUnavailableError(
-        f"the certificate of {address} is not trusted: {reason}.", hint="Name its authority with --tls-ca."
+        f"the certificate of {address} is not trusted: {reason}.", hint=f"Name its authority with {names.authorities}."
     )

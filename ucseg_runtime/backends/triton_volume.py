@@ -117,6 +117,18 @@ def segment_on_server(
     return segmentation, RemoteRun(BackendInfo(engine, batch_atol=0.0, reason=reason), tiles)
 
 
+def check_volume_server(model: Model, server: TritonServer, *, gate: bool) -> None:
+    """Ask whether a server for whole volumes is there and holds the model, before any volume is read for it.
+
+    Raises:
+        BackendError: None answers in time.
+        EngineMismatchError, AccuracyGateError: See `segment_on_server`.
+    """
+    table = volume_model()
+    with ServerGroup(server, table.name, checker(model, table, gate=gate)) as servers:
+        servers.describe()
+
+
 def volume_call(volume: Volume) -> Call:
     """The request for one volume."""
     name = VOLUME if volume.voxels.dtype == np.int16 else VOLUME_FLOAT

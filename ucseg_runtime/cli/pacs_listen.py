@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from ucseg_runtime.cli.listen_options import (
+    AllowAddressOption,
+    AllowTitleOption,
+    CountOption,
+    ForwardOption,
+    FreeOption,
+    HostOption,
+    LimitOption,
+    ListenTitleOption,
+    LongestOption,
+    MonitorOption,
+    PortOption,
+    QuietOption,
+    ReportsOption,
+    ServiceCaOption,
+    ServiceCertOption,
+    ServiceKeyOption,
+    SpoolOption,
+)
 from ucseg_runtime.cli.options import (
     AllowGapsOption,
     DeviceOption,
@@ -45,120 +64,27 @@ from ucseg_runtime.cli.pacs_options import (
 )
 from ucseg_runtime.cli.reporting import reported
 from ucseg_runtime.cli.server_options import (
+    SERVER_NAMES,
     EngineOrServerOption,
     ServerArguments,
+    ServerAuthoritiesOption,
+    ServerCertificateOption,
+    ServerKeyOption,
+    ServerTokenOption,
+    SharedMemoryOption,
     TimeoutOption,
     TritonModeOption,
     UrlOption,
     split_engine,
 )
 from ucseg_runtime.config import InferenceOptions, InputOptions
+from ucseg_runtime.server_options import TlsFiles
 
 if TYPE_CHECKING:
     from ucseg_runtime.pacs.access import Access
 
-_RECEIVING, _SPOOL = "Receiving", "Spool"
 _GIGABYTE = 10**9
 _MONITOR = "127.0.0.1:11180"
-
-ForwardOption = Annotated[
-    str,
-    typer.Option(
-        "--forward",
-        metavar="ARCHIVE",
-        help="Who gets the results: AET@HOST:PORT, or dicomweb+https://HOST/ROOT.",
-        show_default=False,
-    ),
-]
-ListenTitleOption = Annotated[
-    str, typer.Option("--aet", help="Our AE title; callers have to name it.", rich_help_panel=_RECEIVING)
-]
-HostOption = Annotated[
-    str, typer.Option("--host", help="Address to listen at; all when not given.", rich_help_panel=_RECEIVING)
-]
-PortOption = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port.", rich_help_panel=_RECEIVING)]
-AllowTitleOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-aet",
-        help="AE title that may send; any number of times. All when not given.",
-        show_default=False,
-        rich_help_panel=_RECEIVING,
-    ),
-]
-AllowAddressOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--allow-address",
-        help="Address or network that may send, such as 10.1.0.0/16; any number of times. All when not given.",
-        show_default=False,
-        rich_help_panel=_RECEIVING,
-    ),
-]
-ServiceCertOption = Annotated[
-    Path | None,
-    typer.Option("--tls-cert", help="PEM certificate of this service: it speaks TLS.", rich_help_panel=_RECEIVING),
-]
-ServiceKeyOption = Annotated[
-    Path | None, typer.Option("--tls-key", help="PEM key of --tls-cert.", rich_help_panel=_RECEIVING)
-]
-ServiceCaOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--tls-ca",
-        help="PEM file of who has signed the certificates of callers, who then must have one.",
-        rich_help_panel=_RECEIVING,
-    ),
-]
-QuietOption = Annotated[
-    float,
-    typer.Option(
-        "--quiet-time",
-        min=0.1,
-        help="Seconds without a new image after which a series can be complete.",
-        rich_help_panel=_RECEIVING,
-    ),
-]
-LongestOption = Annotated[
-    float,
-    typer.Option(
-        "--longest-wait",
-        min=0.0,
-        help="Seconds to wait for images of a series that the archive has and that do not come.",
-        rich_help_panel=_RECEIVING,
-    ),
-]
-CountOption = Annotated[
-    str,
-    typer.Option(
-        "--count-from",
-        metavar="ARCHIVE",
-        help="Who is asked how many images a series has: an archive; forward: that of --forward; nobody.",
-        rich_help_panel=_RECEIVING,
-    ),
-]
-SpoolOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--spool",
-        help="Folder for what is to be done; ucseg/spool in the user's folder for state.",
-        show_default=False,
-        rich_help_panel=_SPOOL,
-    ),
-]
-LimitOption = Annotated[
-    float,
-    typer.Option(
-        "--spool-limit", min=0.001, help="Most GB that the spool takes; more is refused.", rich_help_panel=_SPOOL
-    ),
-]
-FreeOption = Annotated[
-    float, typer.Option("--keep-free", min=0.0, help="GB that stay free on its disk.", rich_help_panel=_SPOOL)
-]
-MonitorOption = Annotated[
-    str,
-    typer.Option("--monitor", metavar="HOST:PORT", help="Where /healthz, /readyz and /metrics are; off for nowhere."),
-]
 
 
 def listen(
@@ -196,6 +122,7 @@ def listen(
     uncertainty: UncertaintyOption = "pm",
     rtstruct: RtstructOption = False,
     preview: PreviewOption = False,
+    reports: ReportsOption = None,
     allow_gaps: AllowGapsOption = 0,
     threads: ThreadsOption = 0,
     skip_air: SkipAirOption = True,
@@ -205,13 +132,18 @@ def listen(
     url: UrlOption = None,
     triton_mode: TritonModeOption = "tile",
     timeout: TimeoutOption = 0.0,
+    shared_memory: SharedMemoryOption = False,
+    triton_tls_ca: ServerAuthoritiesOption = None,
+    triton_tls_cert: ServerCertificateOption = None,
+    triton_tls_key: ServerKeyOption = None,
+    triton_token_file: ServerTokenOption = None,
 ) -> None:
     """Receive series by C-STORE, segment them, and send the results to an archive, until it is stopped.
 
     What is not done when it is stopped or killed is done after the next start.
     """
     outputs = OutputArguments(viewer, seg_type, compression, uncertainty).options(
-        {"rtstruct": rtstruct, "preview": preview}
+        {"rtstruct": rtstruct, "preview": preview, "report": reports is not None}
     )
     with reported(as_json=False):
         from ucseg_runtime.model_folder import default_model_folder, load_model
@@ -221,7 +153,11 @@ def listen(
         from ucseg_runtime.pacs.service import ListenOptions
         from ucseg_runtime.pacs.service import listen as listen_until_stopped
 
-        local, server = split_engine(engine, ServerArguments(url or [], triton_mode, timeout))
+        tls = TlsFiles(triton_tls_ca, triton_tls_cert, triton_tls_key)
+        local, server = split_engine(
+            engine,
+            ServerArguments(url or [], triton_mode, timeout, shared_memory, tls, triton_token_file, names=SERVER_NAMES),
+        )
         inference = InferenceOptions(
             engine=local,
             precision=precision,
@@ -255,10 +191,12 @@ def listen(
                 tls=_service_tls(tls_cert, tls_key, tls_ca),
             ),
             monitor=None if monitor == "off" else host_and_port(monitor, "--monitor"),
+            reports=reports,
         )
-        method = Method(
-            load_model(model or default_model_folder()), inference, outputs, InputOptions(allow_gaps=allow_gaps)
-        )
+        loaded = load_model(model or default_model_folder())
+        if reports is not None and loaded.manifest.image_kind == "frames":
+            raise typer.BadParameter("pictures and clips have no report.", param_hint="--reports")
+        method = Method(loaded, inference, outputs, InputOptions(allow_gaps=allow_gaps))
         listen_until_stopped(options, method, _say)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from ucseg_runtime.config import EngineChoice
-from ucseg_runtime.server_options import TlsFiles, TritonMode, TritonServer, server_address
+from ucseg_runtime.server_options import ServerOptionNames, TlsFiles, TritonMode, TritonServer, server_address
 from ucseg_runtime.trace_context import new_trace_context, trace_context_from_text
 
 EngineOrServer = Literal[EngineChoice, "triton"]  # typing flattens a Literal inside a Literal
@@ -61,6 +61,40 @@ TokenFileOption = Annotated[
     Path | None, typer.Option("--token-file", help="File with the bearer token for the server.")
 ]
 
+SERVER_NAMES = ServerOptionNames("--triton-tls-ca", "--triton-tls-cert", "--triton-tls-key", "--triton-token-file")
+"""For commands that have a service, whose options ``--tls-…`` are."""
+
+_PANEL = "Triton server"
+
+ServerAuthoritiesOption = Annotated[
+    Path | None,
+    typer.Option(
+        SERVER_NAMES.authorities,
+        help="PEM file of who may have signed the Triton server's certificate.",
+        rich_help_panel=_PANEL,
+    ),
+]
+ServerCertificateOption = Annotated[
+    Path | None,
+    typer.Option(
+        SERVER_NAMES.certificate,
+        help="PEM certificate of ours for the Triton server, for mutual TLS.",
+        rich_help_panel=_PANEL,
+    ),
+]
+ServerKeyOption = Annotated[
+    Path | None,
+    typer.Option(SERVER_NAMES.key, help=f"PEM key of {SERVER_NAMES.certificate}.", rich_help_panel=_PANEL),
+]
+ServerTokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        SERVER_NAMES.token_file,
+        help="File with the bearer token for the Triton server; read once, at the start.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
 TraceOption = Annotated[
     bool,
     typer.Option(
@@ -85,18 +119,34 @@ class ServerArguments:
     tls: TlsFiles = TlsFiles()
     token_file: Path | None = None
     trace: bool = False
+    names: ServerOptionNames = ServerOptionNames()
+
+    def for_a_server(self) -> list[str]:
+        """Options that were given and mean nothing without a server."""
+        given = {
+            "--url": self.urls,
+            "--shared-memory": self.shared_memory,
+            self.names.authorities: self.tls.authorities,
+            self.names.certificate: self.tls.certificate,
+            self.names.key: self.tls.key,
+            self.names.token_file: self.token_file,
+        }
+        return [name for name, value in given.items() if value]
 
 
 def split_engine(engine: EngineOrServer, arguments: ServerArguments) -> tuple[EngineChoice, TritonServer | None]:
     """The engine of this machine, and the server that takes its place.
 
     Raises:
-        typer.BadParameter: A URL without ``--engine triton``, or the other way round; and see `server_of`.
+        typer.BadParameter: A URL, credentials or shared memory without ``--engine triton``, or that without a URL; and
+            see `server_of`.
         BackendUnavailableError: See `server_of`.
     """
     if engine != "triton":
-        if arguments.urls:
-            raise typer.BadParameter("a URL needs --engine triton", param_hint="--url")
+        if given := arguments.for_a_server():
+            raise typer.BadParameter(
+                "it is for a Triton server, and needs --engine triton", param_hint=", ".join(given)
+            )
         return engine, None
     if not arguments.urls:
         raise typer.BadParameter("--engine triton needs the URL of a server", param_hint="--url")
@@ -111,15 +161,17 @@ def server_of(arguments: ServerArguments) -> TritonServer:
         BackendUnavailableError: A URL is none, or a token would go unencrypted.
     """
     if (arguments.tls.certificate is None) != (arguments.tls.key is None):
-        raise typer.BadParameter("--tls-cert and --tls-key belong together", param_hint="--tls-cert")
+        pair = f"{arguments.names.certificate} and {arguments.names.key}"
+        raise typer.BadParameter(f"{pair} belong together", param_hint=arguments.names.certificate)
     return TritonServer(
         addresses=tuple(server_address(url) for url in arguments.urls),
         mode=arguments.mode,
         timeout_s=arguments.timeout_s or _DEFAULT_TIMEOUT_S[arguments.mode],
         shared_memory=arguments.shared_memory,
         tls=arguments.tls,
-        token=_token(arguments.token_file),
+        token=_token(arguments.token_file, arguments.names.token_file),
         traceparent=_traceparent(asked_for=arguments.trace),
+        names=arguments.names,
     )
 
 
@@ -138,10 +190,10 @@ def _traceparent(*, asked_for: bool) -> str:
     return str(context)
 
 
-def _token(file: Path | None) -> str:
+def _token(file: Path | None, name: str) -> str:
     if file is None:
         return ""
     try:
         return file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter("the token cannot be read", param_hint="--token-file") from error
+        raise typer.BadParameter("the token cannot be read", param_hint=name) from error

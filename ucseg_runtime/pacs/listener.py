@@ -17,6 +17,7 @@ from ucseg_runtime.pacs.leftovers import Leftovers
 from ucseg_runtime.pacs.monitoring import Gauges, Metrics, State
 from ucseg_runtime.pacs.objects import LABEL_MAP_CLASS
 from ucseg_runtime.pacs.outbox import Outbox
+from ucseg_runtime.pacs.reports import ReportFolder
 from ucseg_runtime.pacs.segmenting import Method, RoundReport, Rounds
 from ucseg_runtime.pacs.spool import STAGES, Spool, SpoolLimit
 
@@ -45,6 +46,7 @@ class Parts:
         metrics: Counters.
         opening: Gives the archive that results go to.
         tell: A line for people.
+        reports: Where reports are kept; None for nowhere.
     """
 
     spool: Spool
@@ -55,6 +57,7 @@ class Parts:
     metrics: Metrics
     opening: Callable[[], Archive]
     tell: Tell
+    reports: ReportFolder | None = None
 
 
 class Listener:
@@ -74,9 +77,8 @@ class Listener:
         self._method = method
         self._back_off = back_off or BackOff()
         self._clock = clock
-        self._rounds = Rounds(
-            parts.spool, parts.outbox, RoundReport(self._tell, parts.metrics.ended, parts.metrics.decided, self._queued)
-        )
+        report = RoundReport(self._tell, parts.metrics.ended, parts.metrics.decided, self._queued)
+        self._rounds = Rounds(parts.spool, parts.outbox, report, parts.reports)
         self._failures = 0
         self._due = 0.0
         self._reason = ""

@@ -21,6 +21,7 @@ from ucseg_runtime.pacs.attempts import MOST_ENDS, Attempts
 from ucseg_runtime.pacs.monitoring import Ended
 from ucseg_runtime.pacs.objects import DicomObject, dicom_object
 from ucseg_runtime.pacs.outbox import Outbox
+from ucseg_runtime.pacs.reports import ReportFolder, reason_of
 from ucseg_runtime.pacs.spool import Spool
 from ucseg_runtime.publish import PREVIEW, REPORT, SEGMENTATION, STRUCTURES, UNCERTAINTY
 
@@ -81,15 +82,17 @@ class Rounds:
         spool: Where series lie and results go.
         outbox: Gets the results.
         report: Who is told.
+        reports: Where reports are kept that people look at; None for nowhere.
     """
 
-    def __init__(self, spool: Spool, outbox: Outbox, report: RoundReport) -> None:
+    def __init__(self, spool: Spool, outbox: Outbox, report: RoundReport, reports: ReportFolder | None = None) -> None:
         self._spool = spool
         self._attempts = Attempts(spool.root / _ATTEMPTS)
         # The spool is ours alone, so a lease in it is that of a listener which is gone, maybe on another machine.
         shutil.rmtree(spool.results / STATE_FOLDER, ignore_errors=True)
         self._outbox = outbox
         self._report = report
+        self._reports = reports
         self._tries: defaultdict[str, int] = defaultdict(int)
 
     def segment(self, method: Method) -> bool:
@@ -136,17 +139,21 @@ class Rounds:
         plan = plan_batch(index, results, method.model, method.inference, method.outputs, options, engine)
         others: dict[str, SeriesOutcome] = {}
         done: set[str] = set()
+        again: set[str] = set()
 
         def told(outcome: SeriesOutcome) -> None:
             key = self._key(outcome.series)
             if outcome.state in ("done", "segmented"):
                 self._queue(key, outcome.folder)
                 done.add(key)
+            elif self._is_for_another_try(key, outcome):
+                again.add(key)
             else:
                 others[key] = outcome
 
         run_batch(plan, runner, told)
-        again = [key for key in keys - done if not self._settle(key, others)]
+        for key in keys - done - again:
+            self._settle(key, others)
         self._attempts.end(keys)
         return not again
 
@@ -154,6 +161,7 @@ class Rounds:
         return self._spool.series_key(series.study_uid, series.series_uid)
 
     def _queue(self, key: str, folder: Path) -> None:
+        self._keep_report(key, folder)  # first: the results are deleted as soon as they are sent
         self._outbox.add(key, folder, result_objects(folder))
         self._spool.move(key, "ready", "segmented")
         self._spool.remove("failed", key)  # of an earlier try with other images
@@ -165,8 +173,29 @@ class Rounds:
         self._report.tell(f"series {key}: segmented{'' if decision is None else f', {decision}'}")
         self._report.queued()
 
-    def _settle(self, key: str, others: Mapping[str, SeriesOutcome]) -> bool:
-        """Put a series without results where it belongs; False where it is to be tried again."""
+    def _keep_report(self, key: str, folder: Path) -> None:
+        """Results do not wait for a report: an archive that is to have them matters more."""
+        if self._reports is None:
+            return
+        try:
+            self._reports.keep(key, folder)
+        except OSError as error:
+            self._report.tell(f"series {key}: its report is not kept: {reason_of(error)}.")
+
+    def _is_for_another_try(self, key: str, outcome: SeriesOutcome) -> bool:
+        """Whether an engine has failed for a series, and not too often yet.
+
+        Told at once: a server that is gone takes its time over every series of a round, and who waits for none of them
+        to be told would take the listener for dead.
+        """
+        if not outcome.code.startswith(_ENGINE_CODES) or self._tries[key] >= MOST_TRIES - 1:
+            return False
+        self._tries[key] += 1
+        self._report.tell(f"series {key}: {outcome.code} {outcome.reason} It will be tried again.")
+        return True
+
+    def _settle(self, key: str, others: Mapping[str, SeriesOutcome]) -> None:
+        """Put a series without results where it belongs."""
         outcome = others.get(key)
         if outcome is None:
             self._fail(key, "UCSEG-E101", "none of its files can be read any more.")
@@ -174,13 +203,8 @@ class Rounds:
             self._spool.remove("ready", key)
             self._report.ended("unsuitable")
             self._report.tell(f"series {key}: left alone: {outcome.code} {outcome.reason}")
-        elif outcome.code.startswith(_ENGINE_CODES) and self._tries[key] < MOST_TRIES - 1:
-            self._tries[key] += 1
-            self._report.tell(f"series {key}: {outcome.code} {outcome.reason} It will be tried again.")
-            return False
         else:
             self._fail(key, outcome.code, outcome.reason)
-        return True
 
     def _fail(self, key: str, code: str, reason: str) -> None:
         self._tries.pop(key, None)

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ucseg_runtime.errors import ArchiveError
+from ucseg_runtime.backends.triton_calls import check_usable
+from ucseg_runtime.errors import ArchiveError, SpoolError
 from ucseg_runtime.pacs.addresses import Address
 from ucseg_runtime.pacs.archives import Archive, Connection, archive_at
 from ucseg_runtime.pacs.arrivals import Arrivals, Count, Patience
@@ -19,6 +20,7 @@ from ucseg_runtime.pacs.objects import quiet_process
 from ucseg_runtime.pacs.outbox import Outbox
 from ucseg_runtime.pacs.packages import require_pacs_extra
 from ucseg_runtime.pacs.reception import Receiver, ReceptionOptions, reception
+from ucseg_runtime.pacs.reports import ReportFolder
 from ucseg_runtime.pacs.segmenting import Method
 from ucseg_runtime.pacs.spool import SpoolLimit, opened_spool
 from ucseg_runtime.site_secret import site_secret
@@ -32,13 +34,14 @@ class ListenOptions:
         forward: Archive that gets the results.
         spool: Folder.
         limit_bytes: Most that the spool may take.
-        free_bytes: What must stay free on its disk.
+        free_bytes: What must stay free on its disk, and on that of the reports.
         patience: When series are complete.
         count_from: Archive that is asked how many instances a series has; None for nobody.
         connection: How archives are spoken to.
         reception: How the storage service is offered.
         monitor: Host and port of the pages for monitoring; None for none.
         back_off: Between tries.
+        reports: Folder for the reports, outside the spool; None for no reports.
     """
 
     forward: Address
@@ -51,6 +54,7 @@ class ListenOptions:
     reception: ReceptionOptions = ReceptionOptions()
     monitor: tuple[str, int] | None = None
     back_off: BackOff = BackOff()
+    reports: Path | None = None
 
 
 def listen(options: ListenOptions, method: Method, tell: Tell) -> None:
@@ -62,11 +66,13 @@ def listen(options: ListenOptions, method: Method, tell: Tell) -> None:
         tell: Told what happens, one line each; may be called from several threads.
 
     Raises:
-        BackendUnavailableError: The extra is not installed.
-        SpoolError: The spool or a port cannot be had.
+        BackendUnavailableError: The extra is not installed, or a Triton server cannot be used as was said.
+        SpoolError: The spool, a port or the folder for reports cannot be had.
         ArchiveRefusedError: Credentials or certificates cannot be used.
     """
     require_pacs_extra("pynetdicom", "dicomweb_client", "requests", "prometheus_client")
+    if method.inference.server is not None:
+        check_usable(method.inference.server)
 
     def opening() -> Archive:
         return archive_at(options.forward, options.connection)
@@ -79,7 +85,7 @@ def listen(options: ListenOptions, method: Method, tell: Tell) -> None:
         outbox = Outbox(spool)
         arrivals = Arrivals(spool, options.patience, _count(options, tell))
         courier = Courier(outbox, opening, CourierReport(tell, metrics.sent, metrics.send_failed), options.back_off)
-        parts = Parts(spool, limit, arrivals, outbox, courier, metrics, opening, tell)
+        parts = Parts(spool, limit, arrivals, outbox, courier, metrics, opening, tell, _report_folder(options))
         listener = Listener(parts, method, options.back_off)
         stack.enter_context(courier)
         receiver = Receiver(arrivals, limit, metrics, tell)
@@ -96,6 +102,18 @@ def listen(options: ListenOptions, method: Method, tell: Tell) -> None:
         tell(f"listening as {options.reception.title} on port {door.port}; results go to {options.forward}")
         _tell_of_refused_classes(opening, method, tell)
         listener.run()
+
+
+def _report_folder(options: ListenOptions) -> ReportFolder | None:
+    if options.reports is None:
+        return None
+    if options.reports.resolve().is_relative_to(options.spool.resolve()):
+        raise SpoolError(
+            "the folder for reports lies in the spool, which it would fill.", hint="Give --reports a place of its own."
+        )
+    folder = ReportFolder(options.reports, options.free_bytes)
+    folder.prepare()
+    return folder
 
 
 def _count(options: ListenOptions, tell: Tell) -> Count:
