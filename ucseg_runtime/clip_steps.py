@@ -33,9 +33,10 @@ from ucseg_runtime.manifest import SegmentClass
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.pipeline import Progress, segment_volume
 from ucseg_runtime.publish import MONTAGE, SEGMENTATION, TIMELINE, Staging, space_needed, staged_results
+from ucseg_runtime.run_identity import run_identity, settings_of
 from ucseg_runtime.safe_files import write_checked
 from ucseg_runtime.segmentation import Segmentation
-from ucseg_runtime.series_steps import SeriesResult, StageTimes, run_identity, settings_of
+from ucseg_runtime.series_steps import SeriesResult, StageTimes
 from ucseg_runtime.tiling import plan_tiles
 from ucseg_runtime.timeline import FrameFigures, Timeline, figures_of_frame
 from ucseg_runtime.volume import Volume

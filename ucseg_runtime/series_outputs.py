@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -71,16 +71,6 @@ def require_packages(outputs: OutputOptions) -> None:
         require_nibabel()
     if "nrrd" in outputs.extras:
         require_pynrrd()
-
-
-def chosen_outputs(outputs: OutputOptions) -> dict[str, object]:
-    """The options as the record holds them."""
-    return {
-        "viewer": outputs.viewer,
-        **asdict(outputs.encoding),
-        "uncertainty": outputs.uncertainty,
-        "extras": sorted(outputs.extras),
-    }
 
 
 def write_objects(staging: Staging, series: SeriesOutputs, outputs: OutputOptions) -> tuple[str, ...]:

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,12 +37,12 @@ from ucseg_runtime.publish import (
     staged_results,
 )
 from ucseg_runtime.report.case_report import ReportParts, case_report, report_parts
+from ucseg_runtime.run_identity import run_identity, settings_of
 from ucseg_runtime.safe_files import write_checked
 from ucseg_runtime.segmentation import EngineInfo, Segmentation, SegmentMeasurement, measure, on_slices, ready_to_write
-from ucseg_runtime.series_outputs import SeriesOutputs, chosen_outputs, require_packages, write_objects
+from ucseg_runtime.series_outputs import SeriesOutputs, require_packages, write_objects
 from ucseg_runtime.slice_stack import SliceStack, straight_grid
 from ucseg_runtime.timeline import ClipMeasurement
-from ucseg_runtime.version import __version__
 from ucseg_runtime.volume import Volume
 from ucseg_runtime.volume_interval import with_volume_intervals
 
@@ -278,29 +276,6 @@ def write_series(
     )
 
 
-def run_identity(model: Model, engine: EngineInfo, inference: InferenceOptions, outputs: OutputOptions) -> RunIdentity:
-    """Everything but the images that decides what the outputs hold."""
-    settings: dict[str, object] = {
-        **asdict(outputs.encoding),
-        "uncertainty": outputs.uncertainty,
-        "skip_air": inference.skip_air,
-    }
-    if inference.subnet_agreement:  # the stages one by one, which may round otherwise than the merged graph
-        settings["subnet_agreement"] = True
-    if model.calibration.digest:  # it decides volume intervals and limits of the score
-        settings["calibration"] = model.calibration.digest
-    settings |= _second_look(inference)
-    return RunIdentity(
-        model_name=model.manifest.name,
-        model_version=model.manifest.version,
-        model_digest=model.digest,
-        engine=engine,
-        settings_digest=hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
-        ucseg_version=__version__,
-        fusion=model.manifest.fusion,
-    )
-
-
 def _segment(
     read: ReadSeries,
     model: Model,
@@ -365,15 +340,6 @@ def _outputs_of(inferred: InferredSeries) -> SeriesOutputs:
         sources=inferred.sources,
         identity=inferred.identity,
     )
-
-
-def settings_of(inference: InferenceOptions, outputs: OutputOptions) -> dict[str, object]:
-    """What of the options decides which results there are and what they hold, as the record has it."""
-    return {**chosen_outputs(outputs), "skip_air": inference.skip_air, **_second_look(inference)}
-
-
-def _second_look(inference: InferenceOptions) -> dict[str, object]:
-    return {"second_look": True} if inference.second_look else {}
 
 
 def _record(

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from ucseg_export.manifest_writer import build_manifest, manifest_json, model_spec, quality_rows, read_json
-from ucseg_export.parity import installed_parity_engines, parity_rows, parity_table, require_parity
+from ucseg_export.parity import parity_rows, parity_table, require_parity
+from ucseg_export.parity_engines import installed_parity_engines
 from ucseg_export.parity_tiles import TileSet, case_tiles, phantom_tiles, random_tiles, tiles_from_file
 from ucseg_export.to_onnx import OPSETS, onnx_graphs
 from ucseg_runtime.errors import OutputError, OutputExistsError

@@ -27,7 +27,8 @@ from ucseg_export.export_model import (
 from ucseg_export.fusion_parity import fusion_parity_rows
 from ucseg_export.fusion_stages import fusion_stages
 from ucseg_export.manifest_writer import build_manifest
-from ucseg_export.parity import installed_parity_engines, parity_rows, require_parity
+from ucseg_export.parity import parity_rows, require_parity
+from ucseg_export.parity_engines import installed_parity_engines
 from ucseg_export.parity_tiles import TileSet, case_tiles, phantom_tiles, random_tiles
 from ucseg_export.stages import subnet_stages
 from ucseg_export.to_onnx import exported_models

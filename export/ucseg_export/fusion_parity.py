@@ -10,21 +10,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ucseg_export.parity import TOLERANCE, NamedEngine
+from ucseg_export.parity_engines import TOLERANCE, NamedEngine, largest_difference
 from ucseg_export.parity_tiles import TileSet
 from ucseg_runtime.arrays import Float32Array
-from ucseg_runtime.backends.cores import usable_cores
-from ucseg_runtime.backends.graphs import (
-    FUSED_LOGITS,
-    GRAPHS,
-    IMAGE,
-    LOGITS_A,
-    LOGITS_B,
-    PROBABILITIES,
-    UNCERTAINTY,
-    check_signature,
-)
-from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
+from ucseg_runtime.backends.graphs import FUSED_LOGITS, GRAPHS, IMAGE, LOGITS_A, LOGITS_B, PROBABILITIES, UNCERTAINTY
+from ucseg_runtime.backends.session import Session
 from ucseg_runtime.fusion_names import WeightFreeRule
 from ucseg_runtime.fusion_rules import fuse
 from ucseg_runtime.manifest import MERGED, Manifest, ParityRow
@@ -58,14 +48,14 @@ def fusion_parity_rows(
     """
     rows = []
     for named in engines:
-        sessions = {key: _open(key, graphs[key], named, manifest) for key in (*_SUBNETS, *_OF_THE_RULE)}
+        sessions = {key: named.open_checked(key, graphs[key], manifest) for key in (*_SUBNETS, *_OF_THE_RULE)}
         references = {tiles.name: _reference(rule, sessions, tiles.tiles, manifest) for tiles in tile_sets}
         rows += [
             ParityRow(
                 graph=key,
                 inputs=f"{inputs} on {named.name}",
                 reference=f"NumPy {np.__version__} f64, rule {rule}",
-                max_abs_difference=_largest_difference(sessions[key], key, tensors),
+                max_abs_difference=largest_difference(sessions[key], key, tensors, _as_compared),
                 tolerance=TOLERANCE,
             )
             for key in _OF_THE_RULE
@@ -74,12 +64,6 @@ def fusion_parity_rows(
         for session in sessions.values():
             session.close()
     return tuple(sorted(rows, key=lambda row: _OF_THE_RULE.index(row.graph)))
-
-
-def _open(key: str, graph: bytes, named: NamedEngine, manifest: Manifest) -> Session:
-    session = named.engine.open_session(GraphFile(key, graph), SessionSettings("f32", usable_cores()))
-    check_signature(key, session.signature, manifest)
-    return session
 
 
 def _reference(
@@ -107,19 +91,9 @@ def _run(session: Session, tiles: Float32Array, output: str) -> Float32Array:
     return np.concatenate(found)
 
 
-def _largest_difference(session: Session, key: str, tensors: Mapping[str, Float32Array]) -> float:
-    """Over all tiles and outputs; NaN as soon as one value is NaN.
+def _as_compared(name: str, array: Float32Array) -> Float32Array:
+    """Logarithms by the probabilities that they stand for, which `decode` makes of them.
 
-    Logarithms are compared by the probabilities that they stand for, which `decode` makes of them: those of the small
-    ones lose digits in float32 that no result shows.
+    Those of small probabilities lose digits in float32 that no result shows.
     """
-    differences = []
-    for index in range(len(tensors[IMAGE])):
-        tile = {name: np.ascontiguousarray(array[index : index + 1]) for name, array in tensors.items()}
-        results = session.run(tile)
-        for name in GRAPHS[key].outputs:
-            found, expected = np.asarray(results[name]), tile[name]
-            if name == FUSED_LOGITS:
-                found, expected = np.exp(found), np.exp(expected)
-            differences.append(np.abs(found - expected).max())
-    return float(np.max(differences))
+    return np.exp(array) if name == FUSED_LOGITS else array

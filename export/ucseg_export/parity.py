@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ucseg_export.parity_engines import TOLERANCE, NamedEngine, largest_difference
 from ucseg_export.parity_tiles import TileSet
 from ucseg_runtime.arrays import Float32Array
-from ucseg_runtime.backends.cores import usable_cores
-from ucseg_runtime.backends.engines import Engine
-from ucseg_runtime.backends.graphs import (
-    FUSED_LOGITS,
-    GRAPHS,
-    IMAGE,
-    LOGITS_A,
-    LOGITS_B,
-    PROBABILITIES,
-    UNCERTAINTY,
-    check_signature,
-)
-from ucseg_runtime.backends.onnx_runtime import OnnxRuntimeEngine
-from ucseg_runtime.backends.openvino import OpenVinoEngine
-from ucseg_runtime.backends.session import GraphFile, Session, SessionSettings
+from ucseg_runtime.backends.graphs import FUSED_LOGITS, GRAPHS, IMAGE, LOGITS_A, LOGITS_B, PROBABILITIES, UNCERTAINTY
 from ucseg_runtime.errors import AccuracyGateError
 from ucseg_runtime.fusion_names import FusionRule
 from ucseg_runtime.manifest import Manifest, ParityRow
 from ucseg_training.nets import DualNet, uncertainty
-
-TOLERANCE = 1e-4
-"""Largest difference of a logit, a probability or an uncertainty that float32 sums in another order may make."""
 
 _OF_UPG = (
     "Largest absolute difference between each graph and the trained networks in torch: of logits for the subnets",
@@ -43,24 +26,6 @@ _OF_WEIGHT_FREE_RULE = (
     "networks in torch; for all others of probabilities and uncertainty, against the fusion rule in NumPy, which is",
     "fed with the engine's own logits of the subnets.",
 )
-
-
-@dataclass(frozen=True)
-class NamedEngine:
-    """An engine of the runtime with its name and version."""
-
-    name: str
-    engine: Engine
-
-
-def installed_parity_engines() -> tuple[NamedEngine, ...]:
-    """The engines that every export is proved on.
-
-    Raises:
-        BackendUnavailableError: One of them cannot be loaded.
-    """
-    engines: dict[str, Engine] = {"onnxruntime": OnnxRuntimeEngine(), "openvino": OpenVinoEngine()}
-    return tuple(NamedEngine(f"{name} {engine.version} f32", engine) for name, engine in engines.items())
 
 
 def parity_rows(
@@ -94,14 +59,13 @@ def parity_rows(
     rows = []
     for key, graph in graphs.items():
         for named in engines:
-            session = named.engine.open_session(GraphFile(key, graph), SessionSettings("f32", usable_cores()))
-            check_signature(key, session.signature, manifest)
+            session = named.open_checked(key, graph, manifest)
             rows += [
                 ParityRow(
                     graph=key,
                     inputs=f"{inputs} on {named.name}",
                     reference=f"torch {torch.__version__} f64",
-                    max_abs_difference=_largest_difference(session, key, tensors),
+                    max_abs_difference=largest_difference(session, key, tensors),
                     tolerance=_tolerance(key, tensors, own[inputs]),
                 )
                 for inputs, tensors in references.items()
@@ -196,13 +160,3 @@ def _tolerance(key: str, exact: Mapping[str, Float32Array], own: Mapping[str, Fl
         return TOLERANCE
     off = max(float(np.abs(exact[name] - own[name]).max()) for name in GRAPHS[key].outputs)
     return max(TOLERANCE, 2.0 * off)
-
-
-def _largest_difference(session: Session, key: str, tensors: Mapping[str, Float32Array]) -> float:
-    """Over all tiles and outputs; NaN as soon as one value is NaN."""
-    differences = []
-    for index in range(len(tensors[IMAGE])):
-        tile = {name: np.ascontiguousarray(array[index : index + 1]) for name, array in tensors.items()}
-        results = session.run(tile)
-        differences += [np.abs(results[name] - tile[name]).max() for name in GRAPHS[key].outputs]
-    return float(np.max(differences))

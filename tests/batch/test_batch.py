@@ -14,15 +14,14 @@ from pathlib import Path
 import pydicom
 import pytest
 from pydicom.config import disable_value_validation
-from typer.testing import CliRunner, Result
 
 from tests.batch.exports import TINY, tree, write_export, write_mixed_export
+from tests.command_line import run
 from tests.phantoms import PHI_CANARIES, edit_file
 from tests.served_phantom import ServedPhantom
 from ucseg_runtime.batch.export_index import index_export
 from ucseg_runtime.batch.leases import Leases
 from ucseg_runtime.batch.run import STATE_FOLDER
-from ucseg_runtime.cli.app import app
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.publish import RECORD
 
@@ -44,10 +43,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model: Path, export: Path
 def done(tmp_path: Path, finished: Path) -> Path:
     """A copy of it, to be harmed."""
     return shutil.copytree(finished, tmp_path / "out")
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def batch(export: Path, out: Path, model: Path, *more: object) -> dict[str, object]:

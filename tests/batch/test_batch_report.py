@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from tests.batch.exports import write_export, write_mixed_export
+from tests.command_line import run
 from tests.phantoms import PHI_CANARIES
 from tests.report_phantom import ParsedPage
-from ucseg_runtime.cli.app import app
 from ucseg_runtime.publish import PAGE, RECORD, THUMBNAIL
 from ucseg_runtime.report.batch_report import INDEX, batch_page, is_index, write_index
 
@@ -36,10 +35,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 def done(finished: Path, tmp_path: Path) -> Path:
     """A copy of it, to be changed; times of files are kept."""
     return shutil.copytree(finished, tmp_path / "out")
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def cases(page: bytes) -> list[str]:

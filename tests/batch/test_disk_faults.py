@@ -20,7 +20,8 @@ from ucseg_runtime.input_steps import InferredInput, infer_input, read_input, wr
 from ucseg_runtime.inputs import found_in
 from ucseg_runtime.model_folder import Model, load_model
 from ucseg_runtime.publish import check_output_folder
-from ucseg_runtime.series_steps import StageTimes, run_identity, settings_of
+from ucseg_runtime.run_identity import run_identity, settings_of
+from ucseg_runtime.series_steps import StageTimes
 
 INFERENCE = InferenceOptions(engine="openvino")
 OLD_OUTPUTS = OutputOptions(extras=frozenset({"nifti", "preview"}), overwrite=True)

@@ -43,6 +43,36 @@ def test_leases_are_given_back_whatever_happens(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+class StopError(BaseException):
+    """What a signal raises."""
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(os, "link"), (Path, "unlink"), (leases_module, "_read")],
+    ids=["taking", "taken", "giving back"],
+)
+def test_a_signal_at_a_bad_moment_leaves_no_lease(
+    owner: object, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = getattr(owner, name)
+
+    def stopped(*arguments: object, **options: object) -> None:
+        monkeypatch.undo()
+        plain(*arguments, **options)
+        raise StopError
+
+    def batch() -> None:
+        with held_leases(tmp_path, 60) as leases:
+            monkeypatch.setattr(owner, name, stopped)
+            leases.claim(KEY)
+            leases.release(KEY)
+
+    with pytest.raises(StopError):
+        batch()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_lease_of_a_killed_process_of_this_machine_is_taken_at_once(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from ucseg_runtime.batch.leases import Leases;"

@@ -28,9 +28,7 @@ from pydicom.sequence import Sequence
 from typer.testing import CliRunner
 
 from tests.bad_inputs import BAD_INPUTS, BadInput
-from tests.model_phantom import ModelPhantom
 from tests.phantoms import CtPhantom, write_ct_series
-from tests.proof_phantom import proven
 from ucseg_runtime.cli.app import app
 
 PHANTOM = CtPhantom(shape=(20, 40, 48))
@@ -61,11 +59,6 @@ def mark(_index: int, dataset: FileDataset) -> None:
     private = dataset.private_block(0x0009, token(9005), create=True)
     private.add_new(0x01, "LO", token(9006))
     private.add_new(0x02, "UN", token(9007).encode())
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return proven(ModelPhantom(tile_shape=(16, 32, 32)).write(tmp_path_factory.mktemp("model") / "phantom"))
 
 
 @pytest.fixture

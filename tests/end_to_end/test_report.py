@@ -8,23 +8,15 @@ from pathlib import Path
 
 import pytest
 from pydicom.dataset import FileDataset
-from typer.testing import CliRunner, Result
 
-from tests.model_phantom import ModelPhantom
+from tests.command_line import run
 from tests.nifti_images import write_image
 from tests.phantoms import PHI_CANARIES, CtPhantom, write_ct_series
-from tests.proof_phantom import proven
 from tests.report_phantom import ParsedPage
-from ucseg_runtime.cli.app import app
 from ucseg_runtime.publish import PAGE, RECORD, THUMBNAIL
 
 HOSTILE = "<script>window.owned = 1</script>"
 PHANTOM = CtPhantom(shape=(12, 40, 48))
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return proven(ModelPhantom(tile_shape=(16, 32, 32)).write(tmp_path_factory.mktemp("model") / "phantom"))
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +36,6 @@ def out(study: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     result = run("segment", study, "--out", folder, "--model", model, "--report", "--subnet-agreement")
     assert result.exit_code == 0, result.output
     return folder
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def test_record_holds_the_digest_of_the_report(out: Path) -> None:

@@ -8,20 +8,11 @@ from pathlib import Path
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from typer.testing import CliRunner
 
+from tests.command_line import run
 from tests.model_phantom import ModelPhantom
-from tests.phantoms import CtPhantom, write_ct_series
 from tests.proof_phantom import proven
 from tests.results import conformance
-from ucseg_runtime.cli.app import app
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("study")
-    write_ct_series(folder, CtPhantom(shape=(12, 40, 48)))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +23,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def segment(study: Path, out: Path, model: Path, *more: str) -> list[float | None]:
-    result = CliRunner().invoke(app, ["segment", str(study), "--out", str(out), "--model", str(model), "--json", *more])
+    result = run("segment", study, "--out", out, "--model", model, "--json", *more)
     assert result.exit_code == 0, result.output
     record = json.loads((out / "record.json").read_text())
     found = [item["between_subnet_dice"] for item in json.loads(result.stdout)["measurements"]]
@@ -49,14 +40,14 @@ def reported(item: Dataset) -> list[float]:
     return found
 
 
-def test_agreement_is_measured_when_asked_for(study: Path, model: Path, tmp_path: Path) -> None:
-    found = segment(study, tmp_path, model, "--subnet-agreement")
+def test_agreement_is_measured_when_asked_for(small_study: Path, model: Path, tmp_path: Path) -> None:
+    found = segment(small_study, tmp_path, model, "--subnet-agreement")
 
     assert found == [1.0, None], "both agree on the first class, and neither finds the second"
     assert reported(pydicom.dcmread(tmp_path / "report.dcm")) == [1.0]
     assert not conformance(tmp_path / "report.dcm").errors
 
 
-def test_nothing_is_said_of_it_otherwise(study: Path, model: Path, tmp_path: Path) -> None:
-    assert segment(study, tmp_path, model) == [None, None]
+def test_nothing_is_said_of_it_otherwise(small_study: Path, model: Path, tmp_path: Path) -> None:
+    assert segment(small_study, tmp_path, model) == [None, None]
     assert reported(pydicom.dcmread(tmp_path / "report.dcm")) == []

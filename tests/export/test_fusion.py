@@ -22,7 +22,7 @@ from ucseg_export.canonical import merged_model
 from ucseg_export.cli.app import app
 from ucseg_export.fusion import FusionRequest, export_fusion
 from ucseg_export.fusion_stages import fusion_stages
-from ucseg_export.parity import TOLERANCE
+from ucseg_export.parity_engines import TOLERANCE
 from ucseg_export.parity_tiles import random_tiles
 from ucseg_export.to_onnx import exported_models
 from ucseg_runtime.backends.base import TileOutput

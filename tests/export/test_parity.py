@@ -18,13 +18,8 @@ from torch import nn
 from tests.export.conftest import Exported
 from tests.training_phantom import AIR_HU, block_case
 from ucseg_export.manifest_writer import build_manifest
-from ucseg_export.parity import (
-    TOLERANCE,
-    installed_parity_engines,
-    parity_rows,
-    parity_table,
-    require_parity,
-)
+from ucseg_export.parity import parity_rows, parity_table, require_parity
+from ucseg_export.parity_engines import TOLERANCE, installed_parity_engines
 from ucseg_export.parity_tiles import TileSet, case_tiles, phantom_tiles, random_tiles, tiles_from_file
 from ucseg_export.to_onnx import onnx_graphs
 from ucseg_runtime.backends.graphs import GRAPHS

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from typer.testing import CliRunner, Result
 
 from tests.batch.exports import TINY
+from tests.command_line import run
 from tests.pacs.archive import TestArchive
 from tests.pacs.forgotten_sockets import FORGOTTEN_SOCKETS
 from tests.phantoms import PATIENT_ID, PHI_CANARIES, CtPhantom, write_ct_series
 from tests.processes import LOOPBACK, free_port
-from ucseg_runtime.cli.app import app
 from ucseg_runtime.pacs.addresses import archive_address
 from ucseg_runtime.pacs.archives import Connection, archive_at
 from ucseg_runtime.pacs.listener import count_at
@@ -27,10 +26,6 @@ pytestmark = [
 ]
 
 WAYS = ("dimse", "web")
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def answer_of(*arguments: object) -> dict[str, object]:

@@ -25,7 +25,7 @@ from ucseg_training.errors import TrainingError
 from ucseg_training.method.config import Method
 from ucseg_training.nets import TrioConfig
 from ucseg_training.run_training import RunOptions, run_training, trio_for, try_training
-from ucseg_training.trainer import TrainingPlan
+from ucseg_training.training_plan import TrainingPlan
 
 SHAPE = (30, 36, 34)
 

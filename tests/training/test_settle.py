@@ -18,7 +18,8 @@ from ucseg_training.method.config import MethodConfig
 from ucseg_training.nets import DualNet
 from ucseg_training.optimisation import Optimisation
 from ucseg_training.settle import deployed_loss, settle
-from ucseg_training.trainer import TrainingPlan, train
+from ucseg_training.trainer import train
+from ucseg_training.training_plan import TrainingPlan
 
 SPEC = tiny_spec()
 PLAN = TrainingPlan(

@@ -28,7 +28,7 @@ from ucseg_training.study.report import write_report
 from ucseg_training.study.results import RunResult, curves_of, dice_of, load_results, save_results
 from ucseg_training.study.runner import RESULT_NAME, finished, run_study
 from ucseg_training.study.torso import torso_study
-from ucseg_training.trainer import TrainingPlan
+from ucseg_training.training_plan import TrainingPlan
 
 STEPS = 4
 SUPERVISED, UC_SEG = StudyRun("supervised", 42, STEPS), StudyRun("uc_seg", 42, STEPS)

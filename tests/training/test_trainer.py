@@ -29,7 +29,8 @@ from ucseg_training.nets import DualNet
 from ucseg_training.observers import LogLines
 from ucseg_training.optimisation import Optimisation
 from ucseg_training.precision import require_sound_bfloat16
-from ucseg_training.trainer import CHECKPOINT_NAME, STATE_NAME, TrainingPlan, new_trio, train
+from ucseg_training.trainer import CHECKPOINT_NAME, STATE_NAME, new_trio, train
+from ucseg_training.training_plan import TrainingPlan
 
 SPEC = tiny_spec()
 SUPERVISED = MethodConfig(total_steps=4, use_ccp=False, use_mixing=False, pseudo_labels="none", dice="batch")

@@ -19,7 +19,8 @@ from ucseg_training.observers import Observer
 from ucseg_training.optimisation import Optimisation
 from ucseg_training.precision import computes_in_bfloat16
 from ucseg_training.settle import settle
-from ucseg_training.trainer import TrainingPlan, train
+from ucseg_training.trainer import train
+from ucseg_training.training_plan import TrainingPlan
 
 _LOG = logging.getLogger(__name__)
 

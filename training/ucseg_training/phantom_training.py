@@ -11,7 +11,8 @@ from ucseg_training.method.config import MethodConfig
 from ucseg_training.observers import Observer
 from ucseg_training.optimisation import Optimisation
 from ucseg_training.run_training import trio_for
-from ucseg_training.trainer import TrainingPlan, train
+from ucseg_training.trainer import train
+from ucseg_training.training_plan import TrainingPlan
 
 SIDE = 96
 _MODALITY = {3: "ES", 1: "US"}

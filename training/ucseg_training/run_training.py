@@ -30,7 +30,8 @@ from ucseg_training.method.config import MethodConfig, Mode, PseudoLabelSource
 from ucseg_training.nets import DualNet, TrioConfig
 from ucseg_training.observers import LogLines, Observer, ProgressBar, TensorBoard
 from ucseg_training.optimisation import Optimisation
-from ucseg_training.trainer import NOT_CHOSEN, STATE_NAME, Run, TrainingPlan, Validate, train
+from ucseg_training.trainer import NOT_CHOSEN, STATE_NAME, Run, Validate, train
+from ucseg_training.training_plan import TrainingPlan
 
 _LOG = logging.getLogger(__name__)
 

@@ -72,23 +72,21 @@ class Leases:
             OSError: The folder cannot be written.
         """
         owner = _Owner(_machine(), _process(os.getpid()), secrets.token_hex(8))
-        if not self._made(key, owner):
-            if not self._is_abandoned(key):
-                return False
-            self._take_away(key)
-            if not self._made(key, owner):
-                return False
         with self._lock:
-            self._held[key] = owner
-        self._seen.pop(key, None)
-        return True
+            self._held[key] = owner  # before there is a lease: one that a signal left behind would count as ours
+        if self._taken(key, owner):
+            self._seen.pop(key, None)
+            return True
+        with self._lock:
+            del self._held[key]
+        return False
 
     def release(self, key: str) -> None:
         """Give a lease back, unless somebody else has it by now."""
-        with self._lock:
-            owner = self._held.pop(key)
-        if _read(self._path(key)) == owner:
+        if self._is_ours(key):
             self._path(key).unlink(missing_ok=True)
+        with self._lock:
+            del self._held[key]
 
     def end(self) -> None:
         """Give all leases back."""
@@ -96,6 +94,19 @@ class Leases:
         self._keeper.join()
         for key in list(self._held):
             self.release(key)
+
+    def _taken(self, key: str, owner: _Owner) -> bool:
+        if self._made(key, owner):
+            return True
+        if not self._is_abandoned(key):
+            return False
+        self._take_away(key)
+        return self._made(key, owner)
+
+    def _is_ours(self, key: str) -> bool:
+        with self._lock:
+            owner = self._held.get(key)
+        return owner is not None and _read(self._path(key)) == owner
 
     def _made(self, key: str, owner: _Owner) -> bool:
         """Write the lease beside its place and link it there, so that nobody ever reads half of one."""
@@ -141,7 +152,7 @@ class Leases:
         while not self._ended.wait(self._seconds / _TOUCHES_PER_LEASE):
             with self._lock:
                 held = list(self._held)
-            for key in held:
+            for key in filter(self._is_ours, held):
                 with contextlib.suppress(OSError):  # taken away, or the folder is out of reach for a while
                     os.utime(self._path(key))
 

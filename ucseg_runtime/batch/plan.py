@@ -17,8 +17,8 @@ from ucseg_runtime.inputs import FoundSeries, found_in
 from ucseg_runtime.manifest import Manifest
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.publish import check_output_folder
+from ucseg_runtime.run_identity import run_identity, settings_of
 from ucseg_runtime.segmentation import EngineInfo
-from ucseg_runtime.series_steps import run_identity, settings_of
 from ucseg_runtime.site_secret import site_secret
 from ucseg_runtime.version import __version__
 

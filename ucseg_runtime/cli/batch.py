@@ -58,7 +58,7 @@ from ucseg_runtime.cli.server_options import (
     UrlOption,
     split_engine,
 )
-from ucseg_runtime.config import InferenceOptions, InputOptions
+from ucseg_runtime.config import FailOn, InferenceOptions, InputOptions
 from ucseg_runtime.errors import EXIT_SOME_FAILED
 from ucseg_runtime.server_options import TlsFiles
 
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from ucseg_runtime.batch.export_index import ExportIndex
     from ucseg_runtime.batch.forecast import Forecast
     from ucseg_runtime.batch.plan import BatchPlan, Belief, SeriesOutcome, Shard
+    from ucseg_runtime.batch.runners import Runner
     from ucseg_runtime.decision import Outcome
     from ucseg_runtime.manifest import SegmentClass
 
@@ -146,9 +147,7 @@ def batch(
         from ucseg_runtime.batch.export_index import index_export
         from ucseg_runtime.batch.forecast import forecast
         from ucseg_runtime.batch.plan import BatchOptions, check_folders, plan_batch
-        from ucseg_runtime.batch.run import run_batch
         from ucseg_runtime.batch.summary import decided
-        from ucseg_runtime.decision import exit_code
         from ucseg_runtime.model_folder import default_model_folder, load_model
         from ucseg_runtime.report.batch_report import check_index
 
@@ -187,24 +186,57 @@ def batch(
                 _show_forecast(forecast(plan, loaded, inference, outputs), as_json)
                 return
             progress.begin(plan)
-            outcomes: list[SeriesOutcome] = []
-
-            def take(outcome: SeriesOutcome) -> None:
-                outcomes.append(outcome)
-                progress.told(outcome)
-
-            try:
-                run_batch(plan, opened, take)
-            finally:
-                if outcomes:
-                    _write_tables(plan, outcomes, loaded.manifest.classes, shard=shard)
-                    _renew_index(out, wanted=report)
+            outcomes = _segmented(plan, opened, progress, loaded.manifest.classes, shard=shard, page_wanted=report)
         decisions = decided(outcomes)
         _show_outcomes(outcomes, index, out, decisions, as_json)
-        if index.unreadable or any(outcome.state == "failed" for outcome in outcomes):
-            raise typer.Exit(EXIT_SOME_FAILED)
-        if code := exit_code(decisions.elements(), fail_on):
-            raise typer.Exit(code)
+        _exit_by_outcomes(outcomes, index, decisions, fail_on)
+
+
+def _segmented(
+    plan: BatchPlan,
+    runner: Runner,
+    progress: _Progress,
+    classes: tuple[SegmentClass, ...],
+    *,
+    shard: str,
+    page_wanted: bool,
+) -> list[SeriesOutcome]:
+    """What became of every series. Tables and page are written of what is known, also where a run ends early.
+
+    Raises:
+        UcsegError: See `run_batch`.
+    """
+    from ucseg_runtime.batch.run import run_batch
+
+    outcomes: list[SeriesOutcome] = []
+
+    def take(outcome: SeriesOutcome) -> None:
+        outcomes.append(outcome)
+        progress.told(outcome)
+
+    try:
+        run_batch(plan, runner, take)
+    finally:
+        if outcomes:
+            _write_tables(plan, outcomes, classes, shard=shard)
+            _renew_index(plan.places.out, wanted=page_wanted)
+    return outcomes
+
+
+def _exit_by_outcomes(
+    outcomes: list[SeriesOutcome], index: ExportIndex, decisions: Counter[Outcome], fail_on: FailOn | None
+) -> None:
+    """Say by the exit code that series failed, or else what the worst decision is.
+
+    Raises:
+        Exit: Something is to be said.
+    """
+    from ucseg_runtime.decision import exit_code
+
+    if index.unreadable or any(outcome.state == "failed" for outcome in outcomes):
+        raise typer.Exit(EXIT_SOME_FAILED)
+    if code := exit_code(decisions.elements(), fail_on):
+        raise typer.Exit(code)
 
 
 def _renew_index(out: Path, *, wanted: bool) -> None:

@@ -31,7 +31,9 @@ from ucseg_runtime.pacs.packages import require_pacs_extra
 from ucseg_runtime.pacs.spool import Spool, SpoolLimit
 
 if TYPE_CHECKING:
+    from pynetdicom import AE
     from pynetdicom.events import Event
+    from pynetdicom.transport import ThreadedAssociationServer
 
 _SUCCESS = 0x0000
 _PROCESSING_FAILURE = 0x0110
@@ -162,42 +164,9 @@ def reception(spool: Spool, receiver: Receiver, options: ReceptionOptions) -> It
         SpoolError: The port cannot be had.
     """
     require_pacs_extra("pynetdicom")
-    from pynetdicom import AE, AllStoragePresentationContexts, evt
-    from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when it is imported
-    from pynetdicom.transport import ThreadedAssociationServer
+    from pynetdicom import evt
 
-    from ucseg_runtime.pacs.dimse import STORED_SYNTAXES, quiet_pynetdicom
-
-    quiet_pynetdicom()
-    entity = AE(ae_title=options.title)
-    entity.require_called_aet = True
-    entity.require_calling_aet = sorted(options.access.titles)
-    entity.maximum_associations = _MOST_ASSOCIATIONS
-    entity.maximum_pdu_size = _PDU_BYTES
-    entity.network_timeout = options.idle_s
-    entity.dimse_timeout = options.idle_s
-    for context in AllStoragePresentationContexts:
-        entity.add_supported_context(str(context.abstract_syntax), list(STORED_SYNTAXES))
-    entity.add_supported_context(Verification)
-
-    class Guarded(ThreadedAssociationServer):
-        """Looks at the address before anything is read, and never waits for one caller before it accepts others."""
-
-        def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
-            caller, address = cast(socket.socket, self.socket).accept()
-            if options.tls is not None:  # pynetdicom 3.0 would shake hands here, for as long as the caller likes
-                caller.settimeout(options.idle_s)
-                caller = options.tls.wrap_socket(caller, server_side=True, do_handshake_on_connect=False)
-            return caller, address
-
-        def shutdown(self) -> None:
-            BaseServer.shutdown(self)  # pynetdicom's own is for servers that its `start_server` has started
-
-        def handle_error(self, request: object, client_address: object) -> None:
-            receiver.tell(f"a connection could not be served ({type(sys.exc_info()[1]).__name__})")
-
-        def verify_request(self, request: object, client_address: object) -> bool:
-            return options.access.allows_address(client_address[0])  # type: ignore[index]  # a tuple of the socket's kind
+    entity = _entity(options)
 
     def on_store(event: Event) -> int:
         return receiver.store(Path(event.dataset_path))
@@ -208,7 +177,7 @@ def reception(spool: Spool, receiver: Receiver, options: ReceptionOptions) -> It
                 (options.host, options.port),
                 evt_handlers=[(evt.EVT_C_STORE, on_store)],
                 ssl_context=options.tls,
-                server_class=Guarded,
+                server_class=_guarded_server(options, receiver.tell),
             )
         except OSError as error:
             raise SpoolError(
@@ -224,6 +193,53 @@ def reception(spool: Spool, receiver: Receiver, options: ReceptionOptions) -> It
             server.server_close()
             entity.shutdown()
             thread.join()
+
+
+def _entity(options: ReceptionOptions) -> AE:
+    """Who takes every kind of object, from those who may send, within limits."""
+    from pynetdicom import AE, AllStoragePresentationContexts
+    from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]  # made when it is imported
+
+    from ucseg_runtime.pacs.dimse import STORED_SYNTAXES, quiet_pynetdicom
+
+    quiet_pynetdicom()
+    entity = AE(ae_title=options.title)
+    entity.require_called_aet = True
+    entity.require_calling_aet = sorted(options.access.titles)
+    entity.maximum_associations = _MOST_ASSOCIATIONS
+    entity.maximum_pdu_size = _PDU_BYTES
+    entity.network_timeout = options.idle_s
+    entity.dimse_timeout = options.idle_s
+    for context in AllStoragePresentationContexts:
+        entity.add_supported_context(str(context.abstract_syntax), list(STORED_SYNTAXES))
+    entity.add_supported_context(Verification)
+    return entity
+
+
+def _guarded_server(options: ReceptionOptions, tell: Tell) -> type[ThreadedAssociationServer]:
+    """The class of server that holds to these options; pynetdicom makes the server itself."""
+    from pynetdicom.transport import ThreadedAssociationServer
+
+    class Guarded(ThreadedAssociationServer):
+        """Looks at the address before anything is read, and never waits for one caller before it accepts others."""
+
+        def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
+            caller, address = cast(socket.socket, self.socket).accept()
+            if options.tls is not None:  # pynetdicom 3.0 would shake hands here, for as long as the caller likes
+                caller.settimeout(options.idle_s)
+                caller = options.tls.wrap_socket(caller, server_side=True, do_handshake_on_connect=False)
+            return caller, address
+
+        def shutdown(self) -> None:
+            BaseServer.shutdown(self)  # pynetdicom's own is for servers that its `start_server` has started
+
+        def handle_error(self, request: object, client_address: object) -> None:
+            tell(f"a connection could not be served ({type(sys.exc_info()[1]).__name__})")
+
+        def verify_request(self, request: object, client_address: object) -> bool:
+            return options.access.allows_address(client_address[0])  # type: ignore[index]  # a tuple of the socket's kind
+
+    return Guarded
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ucseg_runtime.cli.reporting import print_json, print_table, reported
 if TYPE_CHECKING:
     from ucseg_runtime.calibration import Calibration, Estimate
     from ucseg_runtime.manifest import Manifest
+    from ucseg_runtime.model_folder import Model
 
 _CASES = typer.Option("--cases", help="Folder with labelled cases (NPZ); files of one case name are of one patient.")
 _APPLY = typer.Option("--apply", help="Model folder to make with the temperature, if it helps held-out patients.")
@@ -37,15 +38,8 @@ def calibrate(
 ) -> None:
     """Measure on labelled cases what probabilities, uncertainty and volumes are worth; writes calibration.json."""
     with reported(as_json):
-        from ucseg_export.calibration.calibrate import (
-            calibrate,
-            calibration_options,
-            require_helpful,
-            write_calibration,
-        )
+        from ucseg_export.calibration.calibrate import calibrate, calibration_options, write_calibration
         from ucseg_export.calibration.scores import AcceptedRisk
-        from ucseg_export.calibration.tables import calibration_tables
-        from ucseg_export.calibration.temperature_node import apply_temperature
         from ucseg_export.export_model import check_place
         from ucseg_export.prove_cases import labelled_cases
         from ucseg_runtime.model_folder import load_model
@@ -59,18 +53,36 @@ def calibrate(
         found = calibrate(loaded, labelled_cases(cases, loaded.manifest), options, risk)
         write_calibration(loaded, found)
         if apply is not None:
-            temperature = require_helpful(found)
-            fitted_on = f"fitted on {found.cases} cases of {found.patients} patients by ucseg-export calibrate"
-            apply_temperature(loaded, temperature, fitted_on, apply, overwrite=overwrite)
-            loaded = load_model(apply, whoever_made_it=True)
+            loaded = _with_temperature(loaded, found, apply, overwrite=overwrite)
             found = calibrate(loaded, labelled_cases(cases, loaded.manifest), options, risk)
             write_calibration(loaded, found)
-        if as_json:
-            print_json(found.model_dump(mode="json"))
-        elif table:
-            typer.echo(calibration_tables(f"{loaded.manifest.name} {loaded.manifest.version}", found))
-        else:
-            _print_summary(loaded.manifest, found)
+        _show(loaded.manifest, found, table=table, as_json=as_json)
+
+
+def _with_temperature(model: Model, found: Calibration, folder: Path, *, overwrite: bool) -> Model:
+    """The model with the temperature that was found, in a folder of its own.
+
+    Raises:
+        UcsegError: See `require_helpful` and `apply_temperature`.
+    """
+    from ucseg_export.calibration.calibrate import require_helpful
+    from ucseg_export.calibration.temperature_node import apply_temperature
+    from ucseg_runtime.model_folder import load_model
+
+    fitted_on = f"fitted on {found.cases} cases of {found.patients} patients by ucseg-export calibrate"
+    apply_temperature(model, require_helpful(found), fitted_on, folder, overwrite=overwrite)
+    return load_model(folder, whoever_made_it=True)
+
+
+def _show(manifest: Manifest, found: Calibration, *, table: bool, as_json: bool) -> None:
+    from ucseg_export.calibration.tables import calibration_tables
+
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    elif table:
+        typer.echo(calibration_tables(f"{manifest.name} {manifest.version}", found))
+    else:
+        _print_summary(manifest, found)
 
 
 def _print_summary(manifest: Manifest, found: Calibration) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ucseg_training.cli.surroundings import OUT, THREADS, running
+
+if TYPE_CHECKING:
+    from ucseg_training.run_training import DryRun
 
 _DATA = typer.Argument(help="Folder of the data set, or a list of cases in JSON or CSV.")
 _SPEC = typer.Option("--spec", help="Preset (la, pancreas_ct, brats2019, acdc, polyp, isic2018, thyroid_us) or YAML.")
@@ -84,16 +87,17 @@ def run(
     )
     with running(threads, out):
         if dry_run:
-            found = try_training(options, out)
-            hours = found.seconds_per_step * steps / 3600
-            typer.echo(
-                f"samples: {found.labelled} labelled, {found.unlabelled} unlabelled, {found.validation} to validate"
-            )
-            typer.echo(f"cases left out: {found.refused}")
-            typer.echo(f"{found.seconds_per_step:.2f} s a step, {hours:.1f} h for {steps} steps")
-            typer.echo(f"peak memory: {found.peak_memory_mb:.0f} MB of {found.memory_mb:.0f} MB")
+            _say_what_it_would_take(try_training(options, out), steps)
         else:
             typer.echo(run_training(options, out, show_progress=sys.stderr.isatty()))
+
+
+def _say_what_it_would_take(found: DryRun, steps: int) -> None:
+    hours = found.seconds_per_step * steps / 3600
+    typer.echo(f"samples: {found.labelled} labelled, {found.unlabelled} unlabelled, {found.validation} to validate")
+    typer.echo(f"cases left out: {found.refused}")
+    typer.echo(f"{found.seconds_per_step:.2f} s a step, {hours:.1f} h for {steps} steps")
+    typer.echo(f"peak memory: {found.peak_memory_mb:.0f} MB of {found.memory_mb:.0f} MB")
 
 
 def example(out: Annotated[Path, _EXAMPLE_OUT]) -> None:

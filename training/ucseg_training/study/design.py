@@ -13,7 +13,7 @@ from pathlib import Path
 from ucseg_training.batches import BatchSource
 from ucseg_training.method.config import MethodConfig
 from ucseg_training.scoring import ScoreRow
-from ucseg_training.trainer import TrainingPlan
+from ucseg_training.training_plan import TrainingPlan
 
 SEEDS: dict[str, tuple[int, ...]] = {
     "supervised": (42, 43, 44),

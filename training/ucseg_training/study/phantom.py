@@ -21,7 +21,7 @@ from ucseg_training.phantom_training import phantom_plan
 from ucseg_training.scoring import ScoreRow
 from ucseg_training.study.design import Study, StudyRun
 from ucseg_training.torch_backend import DECIDED
-from ucseg_training.trainer import TrainingPlan
+from ucseg_training.training_plan import TrainingPlan
 
 SIDE = 96
 LABELLED_PLANES = 4

@@ -17,7 +17,7 @@ from ucseg_training.method.config import MethodConfig
 from ucseg_training.precision import computes_in_bfloat16
 from ucseg_training.scoring import ScoreRow
 from ucseg_training.study.design import Study, StudyRun
-from ucseg_training.trainer import TrainingPlan
+from ucseg_training.training_plan import TrainingPlan
 
 UNLABELLED = ("lung1", "lung2")
 TILE_SHAPE = (48, 48, 48)
