@@ -48,7 +48,8 @@ class GuideShell:
         options = [options for pattern, options in self._added if re.search(pattern, line)]
         for written, real in self._replaced.items():
             line = line.replace(written, real)
-        return " ".join([line, *options])
+        in_the_background = line.endswith(" &")
+        return " ".join([line.removesuffix(" &"), *options, *(["&"] if in_the_background else [])])
 
     def run(self, line: str, monkeypatch: pytest.MonkeyPatch) -> str:
         """What a command prints; it must succeed. Those of ucseg alone run in this process, which is faster."""
