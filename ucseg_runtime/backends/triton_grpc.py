@@ -44,9 +44,8 @@ class GrpcConnection:
         self._failure: Any = importlib.import_module("tritonclient.utils").InferenceServerException
         tls = server.tls
         if address.is_encrypted:
-            tls_context(
-                tls, server.names
-            )  # gRPC would tell with the first request, and to be repeated, that it cannot use a file
+            # gRPC would tell with the first request, and to be repeated, that it cannot use a file.
+            tls_context(tls, server.names)
         self._address = address
         self._names = server.names
         self._shows_certificate = tls.certificate is not None
