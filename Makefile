@@ -10,9 +10,10 @@ SOURCES := ucseg_runtime export serving model_repository training tests benchmar
 demo: $(VENV)/.base
 	$(BIN)/ucseg demo --out demo-output --overwrite
 
-# Two at a time, whole files each: much of the suite waits for processes that use one core.
+# Three at a time, whole files each, which two cores can do: much of the suite waits for servers and other processes.
+# 2 GB of memory each.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.dev
 	UCSEG_TEST_LONG=1 $(BIN)/python -m pytest --timeout 3600

@@ -12,14 +12,39 @@ from tests.served_phantom import ServedPhantom, serve_phantom
 from ucseg_runtime.packaged_data import write_demo_study
 from ucseg_serving.local_server import server_ended
 
+LONGEST = ("test_training_guide.py", "test_tensorrt.py", "test_parity.py", "test_listen.py", "test_bare_install.py")
+"""Files that take a minute or more, wherever they lie."""
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests marked `long` to ``make test-long``."""
-    if os.environ.get("UCSEG_TEST_LONG") == "1":
-        return
-    long = [item for item in items if item.get_closest_marker("long")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
+    """Leave the tests marked `long` to ``make test-long``, and put files in an order that keeps workers busy."""
+    if os.environ.get("UCSEG_TEST_LONG") != "1":
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = _in_order_for_workers(items)
+
+
+def _in_order_for_workers(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Whole files: the longest first, then those with slow tests, then the rest.
+
+    Workers take files in this order, so that none is left alone with a long one at the end. The files of a folder are
+    spread over the others', because some folders compute and others wait for servers.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    folders: dict[Path, list[Path]] = {}
+    for path in files:
+        folders.setdefault(path.parent, []).append(path)
+    place = {path: (index + 0.5) / len(paths) for paths in folders.values() for index, path in enumerate(paths)}
+
+    def rank(path: Path) -> tuple[bool, bool, float, str]:
+        slow = any(item.get_closest_marker("slow") for item in files[path])
+        return path.name not in LONGEST, not slow, place[path], str(path)
+
+    return [item for path in sorted(files, key=rank) for item in files[path]]
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,11 @@
-"""Trios that look trained, and their exports, made once."""
+"""Trios that look trained, and their exports, made once for all workers."""
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from torch import nn
 
 from tests.training_phantom import TINY, tiny_model_spec
 from ucseg_export.to_onnx import onnx_graphs
+from ucseg_runtime.backends.graphs import GRAPHS
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_training.checkpoint import save_checkpoint
 from ucseg_training.nets import DualNet, TrioConfig
@@ -85,23 +90,57 @@ def write_checkpoint(path: Path, config: TrioConfig = TINY) -> Path:
     return path
 
 
+ExportedByName = Callable[[str], Exported]
+
+
 @pytest.fixture(scope="session")
-def all_exported() -> dict[str, Exported]:
-    nets = {name: trained_like(config) for name, config in CONFIGS.items()}
-    return {
-        name: Exported(net, ModelSpec.model_validate(description(net.config)), onnx_graphs(net))
-        for name, net in nets.items()
-    }
+def exported_by_name(tmp_path_factory: pytest.TempPathFactory) -> ExportedByName:
+    """Exports by their name in `CONFIGS`; each is made by the first worker that asks, since torch takes seconds."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "exported"
+    shared.mkdir(exist_ok=True)
+
+    @functools.cache
+    def exported(name: str) -> Exported:
+        net = trained_like(CONFIGS[name])
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            graphs = _graphs_in(shared / name) or _write_graphs(shared / name, onnx_graphs(net))
+        return Exported(net, ModelSpec.model_validate(description(net.config)), graphs)
+
+    return exported
+
+
+def _graphs_in(folder: Path) -> dict[str, bytes]:
+    return {key: (folder / key).read_bytes() for key in (*GRAPHS,) if (folder / "complete").exists()}
+
+
+def _write_graphs(folder: Path, graphs: dict[str, bytes]) -> dict[str, bytes]:
+    folder.mkdir(exist_ok=True)
+    for key, graph in graphs.items():
+        (folder / key).write_bytes(graph)
+    (folder / "complete").touch()
+    return graphs
 
 
 @pytest.fixture(params=CONFIGS)
-def exported(request: pytest.FixtureRequest, all_exported: dict[str, Exported]) -> Exported:
-    return all_exported[request.param]
+def exported(request: pytest.FixtureRequest, exported_by_name: ExportedByName) -> Exported:
+    return exported_by_name(request.param)
 
 
 @pytest.fixture
-def softmax(all_exported: dict[str, Exported]) -> Exported:
-    return all_exported["softmax"]
+def softmax(exported_by_name: ExportedByName) -> Exported:
+    return exported_by_name("softmax")
+
+
+@pytest.fixture
+def sigmoid(exported_by_name: ExportedByName) -> Exported:
+    return exported_by_name("sigmoid")
+
+
+@pytest.fixture
+def planar(exported_by_name: ExportedByName) -> Exported:
+    return exported_by_name("planar")
 
 
 @pytest.fixture(scope="session")

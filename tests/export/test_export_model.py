@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import ucseg_export.export_model as module
-from tests.export.conftest import Exported
+from tests.export.conftest import SIGMOID, Exported, description
 from tests.export.test_parity import with_changed_weight
 from ucseg_export.cli.app import app
 from ucseg_export.export_model import ExportRequest, export_model, write_model_folder
@@ -150,10 +150,10 @@ def test_quality_and_description_can_be_replaced(checkpoint: Path, softmax: Expo
 
 
 def test_description_of_another_model_is_refused_before_anything_is_exported(
-    checkpoint: Path, all_exported: dict[str, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = tmp_path / "spec.json"
-    spec.write_text(all_exported["sigmoid"].spec.model_dump_json(), encoding="utf-8")
+    spec.write_text(json.dumps(description(SIGMOID)), encoding="utf-8")
     monkeypatch.setattr(module, "onnx_graphs", None)
 
     with pytest.raises(ManifestError, match="does not fit the networks"):

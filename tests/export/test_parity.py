@@ -17,11 +17,13 @@ from torch import nn
 
 from tests.export.conftest import Exported
 from tests.training_phantom import AIR_HU, block_case
+from ucseg_export.canonical import checked_bytes
 from ucseg_export.manifest_writer import build_manifest
 from ucseg_export.parity import parity_rows, parity_table, require_parity
 from ucseg_export.parity_engines import TOLERANCE, installed_parity_engines
 from ucseg_export.parity_tiles import TileSet, case_tiles, phantom_tiles, random_tiles, tiles_from_file
-from ucseg_export.to_onnx import onnx_graphs
+from ucseg_export.stages import inference_stages
+from ucseg_export.to_onnx import exported_models
 from ucseg_runtime.backends.graphs import GRAPHS
 from ucseg_runtime.errors import AccuracyGateError, ArtifactMismatchError, InputError, TileShapeError
 from ucseg_runtime.intensity import ZScore
@@ -71,9 +73,13 @@ def test_logits_too_large_for_the_strict_tolerance_are_measured_by_what_torch_is
     with torch.no_grad():
         last_norm.weight.mul_(1e4)
         last_norm.bias.mul_(1e4)
-    large = replace(softmax, net=net, graphs=onnx_graphs(net))
+    stages = {"upg": inference_stages(net)["upg"]}
+    upg = {key: checked_bytes(model, key) for key, model in exported_models(stages, net.config).items()}
+    others = {key: softmax.graphs[key] for key in ("subnet_b", "decode")}
+    large = replace(softmax, net=net)
 
-    rows = {row.graph: row for row in rows_of(large) if "random" in row.inputs and "onnxruntime" in row.inputs}
+    found = rows_of(large, {**others, **upg})
+    rows = {row.graph: row for row in found if "random" in row.inputs and "onnxruntime" in row.inputs}
 
     assert TOLERANCE < rows["upg"].tolerance < 1.0
     assert rows["upg"].max_abs_difference <= rows["upg"].tolerance
@@ -98,11 +104,9 @@ def test_bias_that_is_one_percent_off_fails_on_every_engine_and_tile_set(softmax
     assert all(row.max_abs_difference > row.tolerance for row in rows)
 
 
-def test_graph_of_another_model_is_refused(all_exported: dict[str, Exported]) -> None:
-    foreign = {"upg": all_exported["sigmoid"].graphs["upg"]}
-
+def test_graph_of_another_model_is_refused(softmax: Exported, sigmoid: Exported) -> None:
     with pytest.raises(ArtifactMismatchError, match="upg"):
-        rows_of(all_exported["softmax"], foreign)
+        rows_of(softmax, {"upg": sigmoid.graphs["upg"]})
 
 
 @pytest.mark.parametrize("difference", [math.nan, math.inf, 2 * TOLERANCE])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
-from tests.export.conftest import Exported
+from tests.export.conftest import Exported, ExportedByName
 from tests.volume_phantom import STRAIGHT, centred_geometry
 from ucseg_export.cli.app import app
 from ucseg_export.export_model import write_model_folder
@@ -20,7 +21,7 @@ from ucseg_export.quantize import quantised
 from ucseg_runtime.backends import open_backend
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.errors import AccuracyGateError, BackendUnavailableError
-from ucseg_runtime.model_folder import load_model
+from ucseg_runtime.model_folder import Model, load_model
 from ucseg_training.data.case import Case, save_case
 
 SHAPE = (40, 40, 40)
@@ -35,15 +36,51 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write_folder(exported: Exported, parent: Path) -> Path:
+    manifest = build_manifest(exported.spec, exported.graphs, (), {})
+    write_model_folder(parent / "model", manifest, exported.graphs, overwrite=False)
+    return parent / "model"
+
+
 @pytest.fixture
 def folder(softmax: Exported, tmp_path: Path) -> Path:
-    manifest = build_manifest(softmax.spec, softmax.graphs, (), {})
-    write_model_folder(tmp_path / "model", manifest, softmax.graphs, overwrite=False)
-    return tmp_path / "model"
+    return write_folder(softmax, tmp_path)
 
 
 def add_int8(folder: Path, cases: Path) -> Result:
     return CliRunner().invoke(app, ["int8", str(folder), "--cases", str(cases), "--tiles-per-case", "4"])
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A model folder to which the command added integers, while others had put up a handler.
+
+    Attributes:
+        before: The model as it was.
+        after: The model as it is.
+        finished: What the command said.
+        handler: Of the quantiser's logger, put up with the level DEBUG.
+    """
+
+    before: Model
+    after: Model
+    finished: Result
+    handler: logging.Handler
+
+
+@pytest.fixture(scope="module")
+def by_command(exported_by_name: ExportedByName, cases: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantised:
+    folder = write_folder(exported_by_name("softmax"), tmp_path_factory.mktemp("quantised"))
+    before = load_model(folder)
+    handler = logging.NullHandler(logging.DEBUG)
+    logger = logging.getLogger("nncf")
+    logger.addHandler(handler)
+    try:
+        finished = add_int8(folder, cases)
+    finally:
+        logger.removeHandler(handler)
+    assert finished.exit_code == 0, finished.output
+    return Quantised(before, load_model(folder), finished, handler)
 
 
 def operators_fed_by_integers(graph: onnx.ModelProto) -> set[tuple[str, str]]:
@@ -56,12 +93,8 @@ def operators_fed_by_integers(graph: onnx.ModelProto) -> set[tuple[str, str]]:
     }
 
 
-def test_convolutions_of_the_subnets_alone_are_quantised(folder: Path, cases: Path) -> None:
-    before = load_model(folder)
-
-    assert add_int8(folder, cases).exit_code == 0
-
-    model = load_model(folder)
+def test_convolutions_of_the_subnets_alone_are_quantised(by_command: Quantised) -> None:
+    before, model = by_command.before, by_command.after
     found = operators_fed_by_integers(onnx.load_from_string(model.graph("merged_int8")))
     assert {("subnet_a", "Conv"), ("subnet_b", "Conv")} <= found
     assert {part for part, _ in found} == {"subnet_a", "subnet_b"}
@@ -70,22 +103,13 @@ def test_convolutions_of_the_subnets_alone_are_quantised(folder: Path, cases: Pa
     assert "4 tiles of 1 cases" in model.manifest.provenance["int8"]
 
 
-def test_handlers_that_others_have_put_up_keep_their_level(folder: Path, cases: Path) -> None:
-    handler = logging.NullHandler(logging.DEBUG)
-    logger = logging.getLogger("nncf")
-    logger.addHandler(handler)
-    try:
-        finished = add_int8(folder, cases)
-    finally:
-        logger.removeHandler(handler)
-    assert finished.exit_code == 0
-    assert handler.level == logging.DEBUG
-    assert "Statistics collection" not in finished.stdout, "progress bars are no data"
+def test_handlers_that_others_have_put_up_keep_their_level(by_command: Quantised) -> None:
+    assert by_command.handler.level == logging.DEBUG
+    assert "Statistics collection" not in by_command.finished.stdout, "progress bars are no data"
 
 
-def test_integers_serve_only_when_proved_and_differ_from_float(folder: Path, cases: Path) -> None:
-    add_int8(folder, cases)
-    model = load_model(folder)
+def test_integers_serve_only_when_proved_and_differ_from_float(by_command: Quantised) -> None:
+    model = by_command.after
     with (
         pytest.raises(AccuracyGateError, match="never compared"),
         open_backend(model, InferenceOptions(engine="openvino", precision="int8")),

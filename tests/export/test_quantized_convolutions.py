@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from tests.export.conftest import Exported
+from tests.export.conftest import Exported, ExportedByName
 from ucseg_export.calibration_tiles import calibration_tiles
 from ucseg_export.quantized_convolutions import (
     NOT_CALIBRATED,
@@ -47,13 +47,13 @@ def run(graph: bytes, tile: Float32Array) -> list[Float32Array]:
 
 
 @pytest.fixture(scope="module")
-def tiles(all_exported: dict[str, Exported]) -> list[Float32Array]:
-    return body_tiles(all_exported["softmax"].net.config.tile_shape, 3)
+def tiles(exported_by_name: ExportedByName) -> list[Float32Array]:
+    return body_tiles(exported_by_name("softmax").net.config.tile_shape, 3)
 
 
 @pytest.fixture(scope="module")
-def calibration(all_exported: dict[str, Exported], tiles: list[Float32Array]) -> Calibration:
-    return calibrate(all_exported["softmax"].graphs["merged"], tiles[:2])
+def calibration(exported_by_name: ExportedByName, tiles: list[Float32Array]) -> Calibration:
+    return calibrate(exported_by_name("softmax").graphs["merged"], tiles[:2])
 
 
 @pytest.mark.parametrize("kind", TYPES)

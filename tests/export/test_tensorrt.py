@@ -83,7 +83,14 @@ def test_every_graph_of_the_demo_model_is_built(precision: EnginePrecision) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ALL_PRECISIONS)
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "fp32",
+        "int8",
+        *(pytest.param(precision, marks=pytest.mark.long) for precision in ALL_PRECISIONS[1:] if precision != "int8"),
+    ],
+)
 def test_every_graph_of_the_full_size_trio_is_built(full_size: Exported, precision: EnginePrecision) -> None:
     layers = build_all(full_size.graphs, full_size.spec, precision)
     assert sum(layers["merged"].values()) > 400
@@ -96,10 +103,7 @@ def full_size() -> Exported:
 
 
 @pytest.mark.parametrize("precision", ALL_PRECISIONS)
-def test_every_graph_of_a_trio_for_planes_is_built(
-    all_exported: dict[str, Exported], precision: EnginePrecision
-) -> None:
-    planar = all_exported["planar"]
+def test_every_graph_of_a_trio_for_planes_is_built(planar: Exported, precision: EnginePrecision) -> None:
     assert planar.net.config == PLANAR
     build_all(planar.graphs, planar.spec, precision)
 
@@ -225,10 +229,7 @@ def test_model_without_convolutions_to_convert_is_no_narrow_engine(tmp_path: Pat
         build_engine(model.graph("merged"), "merged", model.manifest, options, load_builder(), calibration)
 
 
-def test_8_bit_floats_for_a_gpu_that_has_none_are_refused_in_the_builders_words(
-    all_exported: dict[str, Exported],
-) -> None:
-    planar = all_exported["planar"]
+def test_8_bit_floats_for_a_gpu_that_has_none_are_refused_in_the_builders_words(planar: Exported) -> None:
     calibration = calibrate(planar.graphs["merged"], [body_tile(planar.spec)])
     options = BuildOptions(precision="fp8", compute_capability="8.6")
     with pytest.raises(BackendError, match=r"subnet_a: .*sm86.*fp8 needs compute capability 8\.9"):

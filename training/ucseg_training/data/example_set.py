@@ -46,7 +46,7 @@ _SPEC = {
         }
     ],
     "preprocessing": {
-        "spacing_mm": [4.0, 4.0, 4.0],
+        "spacing_mm": [6.0, 6.0, 6.0],
         "intensity": {"kind": "clip_min_max", "low": -200.0, "high": 250.0},
         "padding_value": -1000.0,
     },
