@@ -1,11 +1,12 @@
 """Kill a batch at random moments, start it again, and compare what it leaves with an undisturbed run, as JSON.
 
-    python benchmarks/batch_kills.py [--n 500] [--series 40] [--seed 0] [--minutes 20]
+    python benchmarks/batch_kills.py [--n 500] [--series 40] [--seed 0] [--minutes 20] [--at-once 1]
 
 Every kill is SIGKILL of the parent, of one of its workers, or of the whole process group, at a moment drawn from the
 length of an undisturbed run. A round is started again until it ends by itself; then its tree of results must be that
 of the undisturbed run, byte for byte, with nothing else in it. The export is made up: tiny series, and a model that
-sorts voxels by intensity.
+sorts voxels by intensity. Several rounds may run at once, each with an export's results of its own: most of a start is
+one process that imports.
 
 `lost`: series without results at the end of a round; `changed`: files that differ; `foreign`: files that should not be
 there; `bad_exits`: rounds whose last start ended with another code than 0.
@@ -24,6 +25,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,16 +56,17 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=20.0, help="no round is begun after this time")
+    parser.add_argument("--at-once", type=int, default=1, help="rounds beside each other")
     arguments = parser.parse_args()
+    limits = Limits(arguments.n, arguments.minutes)
     with tempfile.TemporaryDirectory() as folder:
-        found, seconds = killed_rounds(
-            Path(folder),
-            arguments.n,
-            arguments.series,
-            random.Random(arguments.seed),  # noqa: S311  (moments to kill at, no secrets)
-            arguments.minutes,
-        )
-    figures = {"series": arguments.series, "undisturbed_s": round(seconds, 1), "seed": arguments.seed}
+        found, seconds = killed_rounds(Path(folder), limits, arguments.series, arguments.seed, arguments.at_once)
+    figures = {
+        "series": arguments.series,
+        "undisturbed_s": round(seconds, 1),
+        "seed": arguments.seed,
+        "at_once": arguments.at_once,
+    }
     print(as_json(found, figures))
 
 
@@ -71,7 +75,20 @@ def as_json(found: Findings, figures: dict[str, object]) -> str:
     return json.dumps(vars(found) | figures, indent=2)
 
 
-def killed_rounds(folder: Path, kills: int, series: int, rng: random.Random, minutes: float) -> tuple[Findings, float]:
+@dataclass(frozen=True)
+class Limits:
+    """When it is enough.
+
+    Attributes:
+        kills: In all.
+        minutes: After which no round is begun.
+    """
+
+    kills: int
+    minutes: float
+
+
+def killed_rounds(folder: Path, limits: Limits, series: int, seed: int, at_once: int = 1) -> tuple[Findings, float]:
     """Rounds until so many kills were done or the time is over; the findings, and an undisturbed run's seconds."""
     export = write_export(folder / "export", series)
     model = write_model(folder / "model")
@@ -79,13 +96,30 @@ def killed_rounds(folder: Path, kills: int, series: int, rng: random.Random, min
     subprocess.run(command(export, folder / "undisturbed", model), check=True, capture_output=True)
     seconds = time.monotonic() - begun
     expected = digests(folder / "undisturbed")
-    found = Findings()
-    while found.kills.total() < kills and time.monotonic() - begun < 60.0 * minutes:
-        out = folder / f"round {found.rounds}"
-        one_round(command(export, out, model), seconds, rng, found, kills)
-        judge(digests(out), expected, found)
-        found.rounds += 1
-    return found, seconds
+
+    def rounds(lane: int) -> Findings:
+        rng = random.Random(f"{seed} {lane}")  # noqa: S311  (moments to kill at, no secrets)
+        kills = limits.kills // at_once + (lane < limits.kills % at_once)
+        found = Findings()
+        while found.kills.total() < kills and time.monotonic() - begun < 60.0 * limits.minutes:
+            out = folder / f"lane {lane} round {found.rounds}"
+            # Beside others a run takes so much longer.
+            one_round(command(export, out, model), seconds * at_once, rng, found, kills)
+            judge(digests(out), expected, found)
+            found.rounds += 1
+        return found
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return sum_of(list(pool.map(rounds, range(at_once)))), seconds
+
+
+def sum_of(parts: Sequence[Findings]) -> Findings:
+    """All findings together."""
+    together = Findings()
+    for part in parts:
+        for name, value in vars(part).items():
+            setattr(together, name, getattr(together, name) + value)
+    return together
 
 
 def command(export: Path, out: Path, model: Path) -> list[str]:

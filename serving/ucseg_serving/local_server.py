@@ -108,7 +108,7 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
         urls = [f"http://{_LOOPBACK}:{ports[0]}", f"grpc://{_LOOPBACK}:{ports[1]}", f"http://{_LOOPBACK}:{ports[2]}"]
         server = LocalServer(process, urls[0], urls[1], f"{urls[2]}/metrics", log)
         try:
-            _wait_until_ready(server, options.ready_timeout_s)
+            wait_until_ready(server, options.ready_timeout_s)
             yield server
         finally:
             _stop(process, options.stop_timeout_s)
@@ -190,12 +190,19 @@ def _environment(package: ServerPackage) -> dict[str, str]:
     }
 
 
-def _wait_until_ready(server: LocalServer, timeout_s: float) -> None:
+def wait_until_ready(server: LocalServer, timeout_s: float) -> None:
+    """Wait until every model is ready and the metrics can be read.
+
+    Raises:
+        BackendError: The server ended before.
+        ServerTimeoutError: It was not ready in time.
+    """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             raise server_ended(server)
-        if _answers(f"{server.http_url}/v2/health/ready"):
+        # Triton opens its metrics last, a moment after it calls itself ready.
+        if _answers(f"{server.http_url}/v2/health/ready") and _answers(server.metrics_url):
             return
         time.sleep(_POLL_S)
     raise ServerTimeoutError(

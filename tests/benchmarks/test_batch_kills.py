@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import random
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from benchmarks.batch_kills import Findings, as_json, judge, killed_rounds
+from benchmarks.batch_kills import Findings, Limits, as_json, judge, killed_rounds
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_five_kills_over_eight_series_lose_and_change_nothing(tmp_path: Path) -> None:
-    found, _ = killed_rounds(tmp_path, 5, 8, random.Random(3), minutes=8.0)  # noqa: S311  (moments to kill at, no secrets)
+    found, _ = killed_rounds(tmp_path, Limits(kills=5, minutes=8.0), series=8, seed=3, at_once=2)
 
     assert found.kills.total() >= 5
     assert (found.lost, found.changed, found.foreign, found.bad_exits) == (0, 0, 0, 0)

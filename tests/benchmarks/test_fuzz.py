@@ -57,9 +57,9 @@ def test_what_the_scripts_look_for_is_found(tmp_path: Path) -> None:
         "    while seed == 5: pass\n"
         "    if seed == 6: time.sleep(60)\n"
         "    if seed == 7: return 'foreign ValueError at x.py:1', 0.0\n"
-        "    if seed == 9: bytearray(b'x' * 300_000_000)\n"
+        "    if seed == 9: b'x' * 400_000_000\n"
         "    return 'volume', 0.0\n"
-        "fuzzing._outcome, fuzzing.LONGEST_S, fuzzing.MOST_MB = outcome, 1.0, 350.0\n"
+        "fuzzing._outcome, fuzzing.LONGEST_S, fuzzing.MOST_MB, fuzzing._MOST_WINDOWS = outcome, 2.0, 350.0, 6\n"
         "fuzzing.main('test', lambda: lambda seed: (b'',))\n"
     )
     done = subprocess.run([sys.executable, str(script), "--n", "12"], capture_output=True, text=True, timeout=200)
