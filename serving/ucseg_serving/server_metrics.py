@@ -13,7 +13,8 @@ from ucseg_serving.server_arrays import ServerObject
 
 _QUANTILES = (0.5, 0.95)
 
-VolumeOutcome = Literal["segmented", "refused", "failed", "cancelled"]
+VolumeOutcome = Literal["segmented", "canary", "refused", "failed", "cancelled"]
+"""What became of a volume; ``canary``: segmented, but it was sent to see whether the server works."""
 
 
 class VolumeMetrics:

@@ -102,7 +102,10 @@ class VolumeModel:
         except UcsegError as error:
             self._metrics.count("refused" if isinstance(error, InputError) else "failed")
             raise
-        self._metrics.observe(result, decide(volume, stored, measure(result), self._model))
+        if is_canary(volume):
+            self._metrics.count("canary")
+        else:
+            self._metrics.observe(result, decide(volume, stored, measure(result), self._model))
         return [
             tensor_from_array(self._utils, LABELS, stored.label_map),
             tensor_from_array(self._utils, UNCERTAINTY, stored.uncertainty),
@@ -131,6 +134,11 @@ class VolumeModel:
                 raise RequestCancelledError("the request was cancelled.")
 
         return BlsBackend(self._utils, self._spec, self._info, self._route, Caller(check_wanted, request.trace()))
+
+
+def is_canary(volume: Volume) -> bool:
+    """Whether nothing is in a volume, as in those by which clients and health checks see that the server works."""
+    return bool(volume.voxels.min() == volume.voxels.max())
 
 
 def check_volume(volume: Volume, spec: ModelSpec, memory_bytes: int) -> None:
