@@ -124,9 +124,9 @@ def test_a_browser_finds_words_in_pages_that_are_files(site: Path, programs: Vie
         found = page.locator("a.md-search-result__link[href*=glossary]")
         deadline = time.monotonic() + 120.0
         while not found.count() and time.monotonic() < deadline:
-            # What is typed before the page listens is lost.
+            # What is typed before the page listens is lost; it listens to keys, not to changes of the field.
             page.locator("input[name=query]").fill("")
-            page.locator("input[name=query]").fill("pseudo-label")
+            page.locator("input[name=query]").press_sequentially("pseudo-label")
             page.wait_for_timeout(2_000)
         assert found.count()
 
