@@ -47,6 +47,11 @@ class Killer:
         self._thread.start()
         return self
 
+    @property
+    def at_work(self) -> bool:
+        """Whether kills are still to come; not so when the server did not start again."""
+        return self.killed < self._kills and self._thread.is_alive()
+
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
@@ -78,7 +83,7 @@ def kill_load(service: Service, series: int, kills: int, seed: int) -> Json:
             undisturbed_s, (expected,) = _segmented(service, study, 1, Path(folder) / "undisturbed")
         started = time.perf_counter()
         with Killer(service, kills, seed) as killer:
-            while runs == 0 or killer.killed < kills:
+            while runs == 0 or killer.at_work:
                 runs += 1
                 for outcome in _segmented(service, study, series, Path(folder) / str(runs))[1]:
                     if "error" in outcome:

@@ -84,6 +84,7 @@ class Outcome:
             "p50_s": round(quantiles[49], 4),
             "p95_s": round(quantiles[94], 4),
             "p99_s": round(quantiles[98], 4),
+            "longest_s": round(max(self.seconds, default=0.0), 4),
         }
 
 

@@ -21,8 +21,9 @@ class ServingOptions:
         target: ``cpu``: thin Python models on the embedded engines; ``onnxruntime`` and ``tensorrt``: Triton's own
             backends on a GPU.
         max_batch: Most tiles of a request, and, but for ``cpu``, of what requests are merged into.
-        instances: Copies of each model that run at the same time. With one, Triton 2.51 leaves now and then a request
-            lying for half a second where queues have time limits (up to 3 of 40 with 4 clients; with two, none).
+        instances: Copies of each model that run at the same time, at least 2: with one, Triton 2.51 leaves requests
+            lying for half a second where queues have time limits, since its batcher misses that the instance is free
+            (``benchmarks/serve_load.py --instances 1``; with two, none).
         queue_delay_us: How long a request waits for others to be merged with, in µs; not for ``cpu``.
         tile_timeout_s: Time after which a queued tile request is refused.
         volume_timeout_s: The same of a volume request.

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("containers")
     arguments = ["repository", proven(PHANTOM.write(folder / "phantom")), "--out", folder / "models"]
-    made = CliRunner().invoke(app, [str(item) for item in (*arguments, "--volume-memory", 1, "--instances", 1)])
+    made = CliRunner().invoke(app, [str(item) for item in (*arguments, "--volume-memory", 1)])
     assert made.exit_code == 0, made.output
     return folder / "models"
 

@@ -38,7 +38,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """URLs of a running ``ucseg-serve local``; it must end without an error when it is interrupted."""
     repository = tmp_path_factory.mktemp("serving") / "models"
     made = subprocess.run(
-        command("ucseg-serve", "repository", "--out", repository, "--instances", 1),
+        command("ucseg-serve", "repository", "--out", repository),
         capture_output=True,
         text=True,
         check=False,
@@ -102,7 +102,7 @@ def ignoring_interrupts() -> None:
 
 def test_a_server_in_the_background_is_stopped_by_sigterm_alone() -> None:
     folder = Path(str(resources.files("ucseg_runtime"))) / "selftest_model"
-    ports = ("--http-port", 0, "--grpc-port", 0, "--metrics-port", 0, "--ready-timeout", 300, "--instances", 1)
+    ports = ("--http-port", 0, "--grpc-port", 0, "--metrics-port", 0, "--ready-timeout", 300)
     with subprocess.Popen(
         command("ucseg-serve", "local", folder, "--no-gate", *ports),
         stdout=subprocess.PIPE,

@@ -106,6 +106,13 @@ def test_every_model_says_which_model_folder_and_engine_computes(model_folder: P
         assert (values["ucseg_precision"], values["ucseg_proven"]) == ("f32", "true")
 
 
+def test_a_single_instance_is_refused_since_its_requests_would_lie(model_folder: Path, tmp_path: Path) -> None:
+    refused = run("repository", model_folder, "--out", tmp_path / "repository", "--instances", 1)
+    assert refused.exit_code == 2
+    assert "--instances" in refused.output
+    assert not (tmp_path / "repository").exists()
+
+
 def test_stages_warm_up_and_refuse_what_waits_too_long(model_folder: Path, tmp_path: Path) -> None:
     run("repository", model_folder, "--out", tmp_path / "repository", "--max-batch", 4, "--instances", 2)
     for key in GRAPHS:

@@ -75,7 +75,7 @@ class Service:
 def service(tmp_path_factory: pytest.TempPathFactory) -> Service:
     folder = tmp_path_factory.mktemp("service")
     model = load_model(proven(PHANTOM.write(folder / "phantom")))
-    options = ServingOptions(instances=1, volume_memory_gb=1.0)
+    options = ServingOptions(volume_memory_gb=1.0)
     weights = weights_for(model, WeightsRequest("openvino", "f32", True, folder), options)
     write_repository(model, weights, options, folder / "repository", overwrite=False)
     ports = LocalOptions(free_port(), free_port(), free_port(), stop_timeout_s=3.0)

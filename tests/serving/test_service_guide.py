@@ -36,7 +36,7 @@ def test_commands_of_the_guide_lead_from_a_model_folder_to_masks(
         },
         [
             ("^ucseg-serve local", f"--http-port {http} --grpc-port {grpc} --metrics-port {metrics}"),
-            ("^ucseg-serve repository", "--engine openvino --instances 1 --volume-memory 1"),
+            ("^ucseg-serve repository", "--engine openvino --volume-memory 1"),
             ("^ucseg segment (?!.*--model)", "--model MODEL_DIR --overwrite"),
         ],
     )

@@ -18,7 +18,12 @@ ServableArgument = Annotated[
     typer.Argument(help="Model folder, or repository; the shipped demo model when not given.", show_default=False),
 ]
 MaxBatchOption = Annotated[int, typer.Option("--max-batch", min=1, help="Most tiles of a request.")]
-InstancesOption = Annotated[int, typer.Option("--instances", min=1, help="Copies of each stage that run at once.")]
+InstancesOption = Annotated[
+    int,
+    typer.Option(
+        "--instances", min=2, help="Copies of each stage that run at once; a single one would let requests lie."
+    ),
+]
 ServedEngineOption = Annotated[EngineChoice, typer.Option("--engine", help="Engine of the cpu target.")]
 ServedPrecisionOption = Annotated[
     Literal["f32", "bf16"], typer.Option("--precision", help="Arithmetic of the cpu target.")
