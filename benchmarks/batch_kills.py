@@ -1,12 +1,12 @@
 """Kill a batch at random moments, start it again, and compare what it leaves with an undisturbed run, as JSON.
 
-    python benchmarks/batch_kills.py [--n 500] [--series 40] [--seed 0] [--minutes 20] [--at-once 1]
+    python benchmarks/batch_kills.py [--n 500] [--series 40] [--seed 0] [--minutes 20] [--at-once 1] [--lanes 1]
 
-Every kill is SIGKILL of the parent, of one of its workers, or of the whole process group, at a moment drawn from the
-length of an undisturbed run. A round is started again until it ends by itself; then its tree of results must be that
-of the undisturbed run, byte for byte, with nothing else in it. The export is made up: tiny series, and a model that
-sorts voxels by intensity. Several rounds may run at once, each with an export's results of its own: most of a start is
-one process that imports.
+Every kill is SIGKILL of the parent, of one of the processes below it, or of the whole process group, at a moment drawn
+from the length of an undisturbed run. A round is started again until it ends by itself; then its tree of results must
+be that of the undisturbed run, byte for byte, with nothing else in it. The export is made up: tiny series, and a model
+that sorts voxels by intensity. Several rounds may run at once, each with an export's results of its own: most of a
+start is one process that imports.
 
 `lost`: series without results at the end of a round; `changed`: files that differ; `foreign`: files that should not be
 there; `bad_exits`: rounds whose last start ended with another code than 0.
@@ -57,15 +57,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=20.0, help="no round is begun after this time")
     parser.add_argument("--at-once", type=int, default=1, help="rounds beside each other")
+    parser.add_argument("--lanes", type=int, default=1, help="of every batch that is killed")
     arguments = parser.parse_args()
     limits = Limits(arguments.n, arguments.minutes)
     with tempfile.TemporaryDirectory() as folder:
-        found, seconds = killed_rounds(Path(folder), limits, arguments.series, arguments.seed, arguments.at_once)
+        found, seconds = killed_rounds(
+            Path(folder), limits, arguments.series, arguments.seed, arguments.at_once, arguments.lanes
+        )
     figures = {
         "series": arguments.series,
         "undisturbed_s": round(seconds, 1),
         "seed": arguments.seed,
         "at_once": arguments.at_once,
+        "lanes": arguments.lanes,
     }
     print(as_json(found, figures))
 
@@ -88,7 +92,9 @@ class Limits:
     minutes: float
 
 
-def killed_rounds(folder: Path, limits: Limits, series: int, seed: int, at_once: int = 1) -> tuple[Findings, float]:
+def killed_rounds(
+    folder: Path, limits: Limits, series: int, seed: int, at_once: int = 1, lanes: int = 1
+) -> tuple[Findings, float]:
     """Rounds until so many kills were done or the time is over; the findings, and an undisturbed run's seconds."""
     export = write_export(folder / "export", series)
     model = write_model(folder / "model")
@@ -103,8 +109,7 @@ def killed_rounds(folder: Path, limits: Limits, series: int, seed: int, at_once:
         found = Findings()
         while found.kills.total() < kills and time.monotonic() - begun < 60.0 * limits.minutes:
             out = folder / f"lane {lane} round {found.rounds}"
-            # Beside others a run takes so much longer.
-            one_round(command(export, out, model), seconds * at_once, rng, found, kills)
+            one_round(command(export, out, model, lanes), seconds, rng, found, kills)
             judge(digests(out), expected, found)
             found.rounds += 1
         return found
@@ -122,10 +127,11 @@ def sum_of(parts: Sequence[Findings]) -> Findings:
     return together
 
 
-def command(export: Path, out: Path, model: Path) -> list[str]:
+def command(export: Path, out: Path, model: Path, lanes: int = 1) -> list[str]:
     """A batch in a program of its own."""
     program = "from ucseg_runtime.cli.app import main; main()"
-    return [sys.executable, "-c", program, "batch", str(export), "--out", str(out), "--model", str(model), "--json"]
+    options = ["--out", str(out), "--model", str(model), "--lanes", str(lanes), "--json"]
+    return [sys.executable, "-c", program, "batch", str(export), *options]
 
 
 def one_round(batch: list[str], seconds: float, rng: random.Random, found: Findings, kills: int) -> None:
@@ -154,8 +160,27 @@ def kill(parent: int, target: Target, rng: random.Random) -> None:
     if target == "group":
         os.killpg(parent, signal.SIGKILL)
         return
-    workers = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
-    os.kill(rng.choice(workers) if target == "worker" and workers else parent, signal.SIGKILL)
+    workers = descendants(parent)
+    try:
+        os.kill(rng.choice(workers) if target == "worker" and workers else parent, signal.SIGKILL)
+    except ProcessLookupError:  # the worker has just ended
+        os.kill(parent, signal.SIGKILL)
+
+
+def descendants(parent: int) -> list[int]:
+    """All processes below one."""
+    found: list[int] = []
+    for child in children(parent):
+        found += [child, *descendants(child)]
+    return found
+
+
+def children(parent: int) -> list[int]:
+    """None where it is gone already."""
+    try:
+        return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
 
 
 def orphans_gone(group: int) -> None:

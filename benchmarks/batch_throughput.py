@@ -1,13 +1,13 @@
 """One `ucseg batch` beside a loop over `ucseg segment`, on the same series, in turns, as JSON.
 
-    python benchmarks/batch_throughput.py [--series 6] [--n 3] [--runners 2]
+    python benchmarks/batch_throughput.py [--series 6] [--n 3] [--lanes 2] [--runners 1]
 
 The series are the demo's chest CT (133 x 512 x 512) under other UIDs, the model is the packaged one. Every run is a
 process of its own with a new folder of results. Of the loop only what its stages say is counted, the loading of the
 model left out, so that the start of each program and the model weigh nothing; of the batch everything is counted, from
 the start of its program to its end. `processor` is the processor time of a batch with its children, of what all cores
-could have given meanwhile. With --runners each round has that many batches more, started together on one folder, each
-with its share of the cores as threads: they take series from each other by leases.
+could have given meanwhile. Each round has a batch of one process, one with --lanes, and with --runners that many
+batches more, started together on one folder, each with its share of the cores as threads.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def loop_seconds(studies: list[Path], out: Path) -> float:
     return seconds
 
 
-def batch_seconds(export: Path, out: Path, runners: int = 1) -> tuple[float, float]:
-    """All series by one batch, or by several on one folder: seconds on the clock, and the share of all cores used."""
+def batch_seconds(export: Path, out: Path, lanes: int, runners: int) -> tuple[float, float]:
+    """All series by a batch, or by several on one folder: seconds on the clock, and the share of all cores used."""
     cores = len(os.sched_getaffinity(0))
     threads = () if runners == 1 else ("--threads", str(max(1, cores // runners)))
-    command = [*_PROGRAM, "batch", str(export), "--out", str(out), "--json", *threads]
+    command = [*_PROGRAM, "batch", str(export), "--out", str(out), "--lanes", str(lanes), "--json", *threads]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(runners)]
@@ -82,25 +82,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--series", type=int, default=6)
     parser.add_argument("--n", type=int, default=3, help="number of rounds")
+    parser.add_argument("--lanes", type=int, default=2, help="of the second batch")
     parser.add_argument("--runners", type=int, default=1, help="batches that share a folder, measured beside one")
     chosen = parser.parse_args()
     loop: list[float] = []
-    batches: dict[int, list[tuple[float, float]]] = {runners: [] for runners in sorted({1, chosen.runners})}
+    ways = sorted({(1, 1), (chosen.lanes, 1), (1, chosen.runners)})
+    batches: dict[tuple[int, int], list[tuple[float, float]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         studies = write_copies(folder / "export", chosen.series)
         for number in range(chosen.n):
             loop.append(loop_seconds(studies, folder / f"loop {number}"))
-            for runners, figures in batches.items():
-                figures.append(batch_seconds(folder / "export", folder / f"batch {number} of {runners}", runners))
+            for way, figures in batches.items():
+                figures.append(batch_seconds(folder / "export", folder / f"batch {number} of {way}", *way))
     found: Json = {
         "series": chosen.series,
         "loop_without_model_s": spread(loop),
         "environment": environment(("ucseg", "openvino", "numpy", "highdicom", "pydicom")),
     }
-    for runners, figures in batches.items():
+    for (lanes, runners), figures in batches.items():
         seconds, shares = map(list, zip(*figures, strict=True))
-        found[f"runners_{runners}"] = {
+        found[f"lanes_{lanes}_runners_{runners}"] = {
             "batch_s": spread(seconds),
             "loop_to_batch": round(statistics.median(loop) / statistics.median(seconds), 3),
             "processor": spread(shares),

@@ -11,7 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader, BufferedWriter
@@ -62,10 +62,14 @@ class Worker:
 
     A child that dies is replaced at the next call. The child is ended with the ``with`` block, however that ends, and
     undoes what it has begun.
+
+    Args:
+        inherited: File descriptors that the child gets under the same numbers.
     """
 
-    def __init__(self) -> None:
-        self._process = _start()
+    def __init__(self, inherited: Collection[int] = ()) -> None:
+        self._inherited = inherited
+        self._process = _start(inherited)
 
     def __enter__(self) -> Worker:
         return self
@@ -73,7 +77,7 @@ class Worker:
     def __exit__(
         self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self._process.terminate()
+        self.terminate()
         try:
             self._process.wait(_SECONDS_TO_CLEAN_UP)
         except subprocess.TimeoutExpired:
@@ -99,13 +103,17 @@ class Worker:
         """
         if self._process.poll() is not None:
             _close(self._process)
-            self._process = _start()
+            self._process = _start(self._inherited)
         try:
             requests = cast(BufferedWriter, self._process.stdin)
             pickle.dump((function, arguments, options), requests, protocol=5)
             requests.flush()
         except BrokenPipeError:
             self._process.wait()  # `answer` finds that it died, and says how
+
+    def terminate(self) -> None:
+        """Ask the child to end, without waiting for it."""
+        self._process.terminate()
 
     def answer(self) -> object:
         """What the function returned.
@@ -134,7 +142,7 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(inherited: Collection[int]) -> subprocess.Popen[bytes]:
     with _without_interrupts():
         return subprocess.Popen(
             [sys.executable, "-P", "-m", _CHILD_MODULE],
@@ -142,6 +150,7 @@ def _start() -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # what libraries print can hold values of headers
             env=child_environment(),
+            pass_fds=inherited,
         )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import Any, cast
 from ucseg_runtime.batch.actor import AHEAD, ActorSetup, Answer, Broken, SeriesActor, digest_of_secret
 from ucseg_runtime.batch.ray_cluster import RayOptions, connected, marked, most_actors
 from ucseg_runtime.batch.runners import Finished
+from ucseg_runtime.batch.tasks import Task, Tasks
 from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.errors import BackendError, EngineMismatchError
 from ucseg_runtime.model_folder import Model
@@ -26,9 +26,6 @@ from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.segmentation import EngineInfo
 
 _LOGGER = logging.getLogger(__name__)
-
-_MOST_DEATHS = 3
-"""Actors that may die over one series before it counts as failed."""
 
 _MOST_DEATHS_IN_A_ROW = 10
 """Deaths without an answer in between, for each actor; then it is not the series."""
@@ -76,21 +73,6 @@ def ray_runner(
 
 
 @dataclass(eq=False)
-class _Task:
-    """A job on its way.
-
-    Attributes:
-        ordinal: Place among the jobs, from 1.
-        job: The same.
-        deaths: Actors that have died over it.
-    """
-
-    ordinal: int
-    job: SeriesJob
-    deaths: int = 0
-
-
-@dataclass(eq=False)
 class _Actor:
     """One actor, as the driver sees it.
 
@@ -100,7 +82,7 @@ class _Actor:
     """
 
     handle: Any  # Ray is optional
-    tasks: dict[Any, _Task] = field(default_factory=dict)
+    tasks: dict[Any, Task] = field(default_factory=dict)
 
     @property
     def has_room(self) -> bool:
@@ -133,7 +115,6 @@ class RayRunner:
         self._starting: dict[Any, _Actor] = {}
         self._actors: list[_Actor] = []
         self._engines: list[EngineInfo | None] = []
-        self._again: deque[_Task] = deque()
         self._deaths_in_a_row = 0
 
     def engine(self) -> EngineInfo | None:
@@ -158,19 +139,19 @@ class RayRunner:
         Raises:
             UcsegError: An actor cannot work, or they die one after the other.
         """
-        upcoming = _Upcoming(jobs)
+        tasks = Tasks(jobs, finished)
         while True:
-            self._hand_out(upcoming)
-            if upcoming.ended and not self._again and not any(actor.tasks for actor in self._actors):
+            self._hand_out(tasks)
+            if tasks.ended and not any(actor.tasks for actor in self._actors):
                 return
             for actor, task, answer in self._look():
                 if isinstance(answer, _Death):
-                    self._bury(actor, finished)
+                    self._bury(actor, tasks)
                 elif isinstance(answer, Broken):
                     raise answer.error
                 else:
                     self._deaths_in_a_row = 0
-                    finished(task.ordinal, answer)
+                    tasks.finish(task, answer)
 
     def end(self) -> None:
         """End all actors. What they have begun to write is published or not there."""
@@ -184,30 +165,31 @@ class RayRunner:
             handle = self._class.remote(self._setup, next(self._numbers))
             self._starting[handle.begin.remote()] = _Actor(handle)
 
-    def _hand_out(self, upcoming: _Upcoming) -> None:
+    def _hand_out(self, tasks: Tasks) -> None:
         """Give actors what is at hand: tasks that have to be alone to those with nothing else, the others evenly."""
-        for actor in [actor for actor in self._actors if not actor.tasks][: len(self._again)]:
-            self._give(actor, self._again.popleft())
-        while (free := self._free()) is not None:
-            task = upcoming.next()
+        for actor in [actor for actor in self._actors if not actor.tasks]:
+            if (alone := tasks.alone()) is not None:
+                self._give(actor, alone)
+        while (free := self._free(tasks)) is not None:
+            task = tasks.upcoming()
             if task is None:
                 return
             self._give(free, task)
 
-    def _free(self) -> _Actor | None:
+    def _free(self, tasks: Tasks) -> _Actor | None:
         """The one with the fewest tasks; while a task has to be alone, the second, so that the first gets there."""
         free = sorted((actor for actor in self._actors if actor.has_room), key=lambda actor: len(actor.tasks))
-        kept = 1 if self._again else 0
+        kept = 1 if tasks.to_be_alone else 0
         return free[kept] if len(free) > kept else None
 
-    def _give(self, actor: _Actor, task: _Task) -> None:
+    def _give(self, actor: _Actor, task: Task) -> None:
         actor.tasks[actor.handle.segment.remote(task.job)] = task
 
-    def _look(self) -> list[tuple[_Actor, _Task, Answer | _Death]]:
+    def _look(self) -> list[tuple[_Actor, Task, Answer | _Death]]:
         """Wait a moment for answers, and for actors that begin."""
         given = {reference: actor for actor in self._actors for reference in actor.tasks}
         ready, _ = self._ray.wait([*self._starting, *given], timeout=_LOOK_EVERY_S)
-        answers: list[tuple[_Actor, _Task, Answer | _Death]] = []
+        answers: list[tuple[_Actor, Task, Answer | _Death]] = []
         for reference in ready:
             answer = self._answer(reference)
             if reference in self._starting:
@@ -246,22 +228,11 @@ class RayRunner:
             )
         self._actors.append(actor)
 
-    def _bury(self, actor: _Actor, finished: Finished) -> None:
-        """An actor has died: its tasks go to others, or have failed where too many have died over them."""
+    def _bury(self, actor: _Actor, tasks: Tasks) -> None:
+        """An actor has died: its tasks go to others."""
         self._actors.remove(actor)
         self._replace(actor)
-        for task in actor.tasks.values():
-            task.deaths += 1
-            if task.deaths < _MOST_DEATHS:
-                self._again.append(task)
-            else:
-                finished(
-                    task.ordinal,
-                    BackendError(
-                        f"{task.deaths} actors died over this series.",
-                        hint="Segment it alone; see whether a node has memory enough for it.",
-                    ),
-                )
+        tasks.survive(actor.tasks.values(), "actors")
 
     def _replace(self, actor: _Actor) -> None:
         """Start another one.
@@ -278,21 +249,3 @@ class RayRunner:
                 hint="Is ucseg installed on every node? Ray's logs on the nodes say more.",
             )
         self._start(1)
-
-
-class _Upcoming:
-    """Jobs as they come, numbered."""
-
-    def __init__(self, jobs: Iterable[SeriesJob | None]) -> None:
-        self._jobs = iter(jobs)
-        self._ordinals = itertools.count(1)
-        self.ended = False
-
-    def next(self) -> _Task | None:
-        """The next one; None where none is at hand just now, or ever again."""
-        try:
-            job = next(self._jobs)
-        except StopIteration:
-            self.ended = True
-            return None
-        return None if job is None else _Task(next(self._ordinals), job)

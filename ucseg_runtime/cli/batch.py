@@ -40,6 +40,7 @@ from ucseg_runtime.cli.runner_options import (
     ActorCpusOption,
     ActorGpusOption,
     ActorsOption,
+    LanesOption,
     RayAddressOption,
     RunnerArguments,
     RunnerOption,
@@ -130,6 +131,7 @@ def batch(
     tls_cert: TlsCertificateOption = None,
     tls_key: TlsKeyOption = None,
     token_file: TokenFileOption = None,
+    lanes: LanesOption = 1,
     runner: RunnerOption = "local",
     ray_address: RayAddressOption = "auto",
     actors: ActorsOption = 0,
@@ -143,7 +145,7 @@ def batch(
     --fail-on and no failure it tells the worst decision over all series that are done, those of earlier runs too.
     """
     with reported(as_json):
-        cluster = RunnerArguments(runner, ray_address, actors, actor_cpus, actor_gpus)
+        cluster = RunnerArguments(runner, ray_address, actors, actor_cpus, actor_gpus, lanes)
         from ucseg_runtime.batch.export_index import index_export
         from ucseg_runtime.batch.forecast import forecast
         from ucseg_runtime.batch.plan import BatchOptions, check_folders, plan_batch

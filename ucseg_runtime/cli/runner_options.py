@@ -23,8 +23,16 @@ RunnerOption = Annotated[
     RunnerName,
     typer.Option(
         "--runner",
-        help="local: this process segments; ray: actors on a Ray cluster that exists do (extra: ray). "
+        help="local: this machine segments; ray: actors on a Ray cluster that exists do (extra: ray). "
         "--shard needs neither.",
+    ),
+]
+LanesOption = Annotated[
+    int,
+    typer.Option(
+        "--lanes",
+        min=1,
+        help="Processes that segment side by side here, each with an open model and its share of the cores.",
     ),
 ]
 RayAddressOption = Annotated[
@@ -68,11 +76,14 @@ class RunnerArguments:
     actors: int = 0
     cpus: float = 2.0
     gpus: float = 0.0
+    lanes: int = 1
 
     def __post_init__(self) -> None:
         own = (self.address, self.actors, self.cpus, self.gpus)
         if self.name == "local" and own != ("auto", 0, 2.0, 0.0):
             raise typer.BadParameter("options of a cluster need --runner ray", param_hint="--runner")
+        if self.name == "ray" and self.lanes != 1:
+            raise typer.BadParameter("on a cluster there are actors: --actors", param_hint="--lanes")
 
     @contextmanager
     def opened(
@@ -83,10 +94,12 @@ class RunnerArguments:
         Raises:
             UcsegError: See `ray_runner`.
         """
+        from ucseg_runtime.batch.lanes import lanes_of
         from ucseg_runtime.batch.runners import LocalRunner
 
         if self.name == "local":
-            yield LocalRunner(model, inference, outputs)
+            alone = LocalRunner(model, inference, outputs)
+            yield alone if self.lanes == 1 else lanes_of(alone, self.lanes)
             return
         from ucseg_runtime.batch.ray_cluster import RayOptions
         from ucseg_runtime.batch.ray_run import ray_runner
