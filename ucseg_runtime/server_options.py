@@ -99,6 +99,8 @@ class TritonServer:
         shared_memory: Whether tensors go by system shared memory; the server must be on this machine and allow it.
         tls: Certificates of encrypted connections.
         token: Sent as bearer token; empty for none.
+        token_file: Where the token is read anew for every request, since whoever gives tokens renews them; `token` is
+            sent while it cannot be read, as on another node of a cluster.
         traceparent: Sent as W3C trace context, so that a server that traces adds its spans to that trace; empty for
             none.
         names: Of the options that all this came from.
@@ -111,14 +113,16 @@ class TritonServer:
     shared_memory: bool = False
     tls: TlsFiles = TlsFiles()
     token: str = field(default="", repr=False)
+    token_file: Path | None = field(default=None, repr=False)
     traceparent: str = ""
     names: ServerOptionNames = ServerOptionNames()
 
     @property
     def headers(self) -> dict[str, str]:
         """Sent with every request; names in lower case, as gRPC wants them."""
-        token = {"authorization": f"Bearer {self.token}"} if self.token else {}
-        return token | ({"traceparent": self.traceparent} if self.traceparent else {})
+        token = self._current_token()
+        authorization = {"authorization": f"Bearer {token}"} if token else {}
+        return authorization | ({"traceparent": self.traceparent} if self.traceparent else {})
 
     def beginning_with(self, number: int) -> TritonServer:
         """The same servers in the same circle, begun elsewhere: runners side by side share them so.
@@ -129,9 +133,17 @@ class TritonServer:
         first = number % len(self.addresses)
         return replace(self, addresses=self.addresses[first:] + self.addresses[:first])
 
+    def _current_token(self) -> str:
+        if self.token_file is None:
+            return self.token
+        try:
+            return token_in(self.token_file)
+        except (OSError, ValueError):
+            return self.token
+
     def __post_init__(self) -> None:
         exposed = [address for address in self.addresses if not (address.is_encrypted or address.is_loopback)]
-        if self.token and exposed:
+        if (self.token or self.token_file) and exposed:
             raise BackendUnavailableError(
                 f"a token would be sent to {exposed[0]} unencrypted.", hint="Use grpcs:// or https://."
             )
@@ -160,3 +172,16 @@ def server_address(url: str) -> ServerAddress:
             hint="Expected SCHEME://HOST:PORT with the scheme grpc, grpcs, http or https.",
         )
     return ServerAddress(scheme, parts.hostname, port or _PORTS[scheme])
+
+
+def token_in(file: Path) -> str:
+    """The bearer token in a file.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It does not hold one line of ASCII characters.
+    """
+    token = file.read_text(encoding="ascii").strip()
+    if not token or not token.isprintable():
+        raise ValueError("one line is expected")
+    return token

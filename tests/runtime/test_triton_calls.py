@@ -216,6 +216,8 @@ def test_other_urls_are_refused_with_what_was_expected(url: str) -> None:
 def test_a_token_goes_over_tls_or_loopback_only() -> None:
     with pytest.raises(BackendUnavailableError, match="unencrypted"):
         TritonServer((server_address("grpc://hospital.example"),), token=TOKEN)
+    with pytest.raises(BackendUnavailableError, match="unencrypted"):
+        TritonServer((server_address("grpc://hospital.example"),), token_file=Path("token"))
     for url in ("grpcs://hospital.example", "http://127.0.0.1"):
         assert TOKEN not in repr(TritonServer((server_address(url),), token=TOKEN))
 
@@ -404,6 +406,30 @@ def test_mutual_tls_and_the_bearer_token_reach_the_server(
     assert f"\r\nauthorization: Bearer {TOKEN}".encode() in seen[0]
     with pytest.raises(TransientError):
         infer_at(port, tls=TlsFiles(tmp_path / "ca.pem"))
+
+
+def test_a_token_that_is_renewed_is_sent_with_the_next_request(answering: Callable[..., int], tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    def answer(connection: socket.socket) -> None:
+        for _ in range(3):
+            seen.append(receive_request(connection))
+            connection.sendall(complete_answer(ANSWER["OUT"]))
+
+    file = tmp_path / "token"
+    file.write_text(f"{TOKEN}\n")
+    address = server_address(f"http://localhost:{answering(answer)}")
+    server = TritonServer((address,), token=TOKEN, token_file=file)
+    with closing(HttpConnection(address, server)) as connection:
+        connection.infer(CALL, 10.0)
+        file.write_text("second\n")
+        connection.infer(CALL, 10.0)
+        file.write_text("no\r\ntoken: at all\n")
+        connection.infer(CALL, 10.0)
+
+    sent = [request.partition(b"authorization: ")[2].partition(b"\r\n")[0] for request in seen]
+    given = f"Bearer {TOKEN}".encode()
+    assert sent == [given, b"Bearer second", given], "what is no token is not sent"
 
 
 def test_a_certificate_of_an_unknown_authority_is_refused_at_once(

@@ -57,7 +57,7 @@ class GrpcConnection:
             certificate_chain=_text(tls.certificate),
             channel_args=_channel_arguments(address),
         )
-        self._headers = server.headers
+        self._server = server
 
     def describe(self, model: str, timeout_s: float) -> ModelDescription:
         """See `Connection.describe`."""
@@ -98,7 +98,9 @@ class GrpcConnection:
             TransientError, InputError, BackendError: See `Connection.infer`.
         """
         try:
-            return getattr(self._client, method)(*arguments, headers=self._headers, client_timeout=timeout_s, **options)
+            return getattr(self._client, method)(
+                *arguments, headers=self._server.headers, client_timeout=timeout_s, **options
+            )
         except self._failure as error:
             raise self._translated(error) from error
 

@@ -49,7 +49,7 @@ class HttpConnection:
         self._package: Any = importlib.import_module("tritonclient.http")
         self._address = address
         self._tls = tls_context(server.tls, server.names) if address.is_encrypted else None
-        self._headers = server.headers
+        self._server = server
         self._names = server.names
         self._idle: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()
 
@@ -95,7 +95,7 @@ class HttpConnection:
         connection = self._connection(timeout_s)
         with _time_limit(connection, timeout_s) as over:
             try:
-                connection.request(method, path, body=body or None, headers={**self._headers, **headers})
+                connection.request(method, path, body=body or None, headers={**self._server.headers, **headers})
                 with connection.getresponse() as answer:  # of its own file, which an answer that breaks off leaves open
                     content = answer.read()
             except ssl.SSLCertVerificationError as error:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from ucseg_runtime.config import EngineChoice
-from ucseg_runtime.server_options import ServerOptionNames, TlsFiles, TritonMode, TritonServer, server_address
+from ucseg_runtime.server_options import ServerOptionNames, TlsFiles, TritonMode, TritonServer, server_address, token_in
 from ucseg_runtime.trace_context import new_trace_context, trace_context_from_text
 
 EngineOrServer = Literal[EngineChoice, "triton"]  # typing flattens a Literal inside a Literal
@@ -90,7 +90,7 @@ ServerTokenOption = Annotated[
     Path | None,
     typer.Option(
         SERVER_NAMES.token_file,
-        help="File with the bearer token for the Triton server; read once, at the start.",
+        help="File with the bearer token for the Triton server.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -170,6 +170,7 @@ def server_of(arguments: ServerArguments) -> TritonServer:
         shared_memory=arguments.shared_memory,
         tls=arguments.tls,
         token=_token(arguments.token_file, arguments.names.token_file),
+        token_file=arguments.token_file,
         traceparent=_traceparent(asked_for=arguments.trace),
         names=arguments.names,
     )
@@ -194,6 +195,6 @@ def _token(file: Path | None, name: str) -> str:
     if file is None:
         return ""
     try:
-        return file.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter("the token cannot be read", param_hint=name) from error
+        return token_in(file)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter("it must hold a token, one line of ASCII, and be readable", param_hint=name) from error
