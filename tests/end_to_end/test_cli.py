@@ -28,6 +28,18 @@ def test_tables_show_square_brackets_as_they_are(capsys: pytest.CaptureFixture[s
     assert "ucseg[onnxruntime]" in capsys.readouterr().out
 
 
+def test_tables_in_a_pipe_hold_whole_identifiers(capsys: pytest.CaptureFixture[str]) -> None:
+    study, series = "1." + "2" * 62, "1." + "3" * 62
+
+    print_table(
+        "2 series", ("study", "series", "modality", "date", "instances"), [(study, series, "CT", "20000101", "133")]
+    )
+
+    printed = capsys.readouterr().out
+    assert study in printed
+    assert series in printed
+
+
 def test_segment_stopped_by_a_signal_leaves_nothing_and_says_so(study: Path, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "results" / "out"
     out.parent.mkdir()

@@ -17,6 +17,9 @@ from ucseg_runtime.json_text import json_text
 
 DEBUG_VARIABLE = "UCSEG_DEBUG"
 
+_PIPE_WIDTH = 200
+"""Of tables that do not go to a terminal: two UIDs of 64 characters and some columns more."""
+
 
 @contextmanager
 def reported(as_json: bool) -> Iterator[None]:
@@ -58,7 +61,7 @@ def print_json(value: object) -> None:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output, in colour on a terminal."""
+    """A table on standard output, in colour on a terminal; what has no room is broken, never cut: UIDs are copied."""
     # Imported here because `ucseg --help` must not wait for it.
     from rich.console import Console
     from rich.table import Table
@@ -67,12 +70,12 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     # Text, because rich takes what stands in square brackets in a plain string for markup and swallows it.
     table = Table(title=Text(title), title_justify="left")
     for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index > 0 and _numeric(rows, index) else "left")
+        table.add_column(name, justify="right" if index > 0 and _numeric(rows, index) else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)
+        console = Console(width=_PIPE_WIDTH)
     console.print(table)
 
 
