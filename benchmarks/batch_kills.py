@@ -6,7 +6,8 @@ Every kill is SIGKILL of the parent, of one of the processes below it, or of the
 from the length of an undisturbed run. A round is started again until it ends by itself; then its tree of results must
 be that of the undisturbed run, byte for byte, with nothing else in it. The export is made up: tiny series, and a model
 that sorts voxels by intensity. Several rounds may run at once, each with an export's results of its own: most of a
-start is one process that imports.
+start is one process that imports. All then take longer than that undisturbed run did, so that the end of a first start
+is hit less, and that of the starts after it more.
 
 `lost`: series without results at the end of a round; `changed`: files that differ; `foreign`: files that should not be
 there; `bad_exits`: rounds whose last start ended with another code than 0.
@@ -99,16 +100,16 @@ def killed_rounds(
     export = write_export(folder / "export", series)
     model = write_model(folder / "model")
     begun = time.monotonic()
-    subprocess.run(command(export, folder / "undisturbed", model), check=True, capture_output=True)
+    subprocess.run(command(export, folder / "undisturbed", model, lanes), check=True, capture_output=True)
     seconds = time.monotonic() - begun
     expected = digests(folder / "undisturbed")
 
-    def rounds(lane: int) -> Findings:
-        rng = random.Random(f"{seed} {lane}")  # noqa: S311  (moments to kill at, no secrets)
-        kills = limits.kills // at_once + (lane < limits.kills % at_once)
+    def rounds(strand: int) -> Findings:
+        rng = random.Random(f"{seed} {strand}")  # noqa: S311  (moments to kill at, no secrets)
+        kills = limits.kills // at_once + (strand < limits.kills % at_once)
         found = Findings()
         while found.kills.total() < kills and time.monotonic() - begun < 60.0 * limits.minutes:
-            out = folder / f"lane {lane} round {found.rounds}"
+            out = folder / f"strand {strand} round {found.rounds}"
             one_round(command(export, out, model, lanes), seconds, rng, found, kills)
             judge(digests(out), expected, found)
             found.rounds += 1

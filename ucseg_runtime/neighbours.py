@@ -41,6 +41,8 @@ from ucseg_runtime.worker import Worker, WorkerDiedError
 
 _LOGGER = logging.getLogger(__name__)
 _DIED_READING = "UCSEG-E106"
+DIED_WRITING = "UCSEG-E154"
+"""Of one input alone: others can be written all the same."""
 
 
 @dataclass(frozen=True)
@@ -189,14 +191,14 @@ class _Reader:
         Raises:
             UcsegError: It cannot be segmented.
         """
-        ordinal, _ = self._started.pop()
-        read = self._answer(ordinal)
+        self._started.pop()
+        read = self._answer()
         self._start_next()
         if isinstance(read, UcsegError):
             raise read
         return read
 
-    def _answer(self, ordinal: int) -> ReadInput | UcsegError:
+    def _answer(self) -> ReadInput | UcsegError:
         try:
             with quiet_pydicom():  # headers come with it, and pydicom looks at their values once more
                 return cast(ReadInput, self._worker.answer())  # what `_read` returns
@@ -204,8 +206,8 @@ class _Reader:
             return error
         except WorkerDiedError as death:
             return InputError(
-                f"the process that read study {ordinal} {death}.",
-                hint="Segment this study alone; see whether there is memory enough for it.",
+                f"the process that read the study {death}.",
+                hint="Segment it alone; see whether there is memory enough for it.",
                 code=_DIED_READING,
             )
 
@@ -252,19 +254,20 @@ class _Writer:
 
     def _outcome(self, ordinal: int, job: SeriesJob) -> Outcome:
         try:
-            result = self._answer(ordinal, job)
+            result = self._answer(job)
         except UcsegError as error:
             return Refused(ordinal, error)
         _LOGGER.info("study %d: %.2f s", ordinal, sum(result.seconds.values()))
         return Segmented(ordinal, result)
 
-    def _answer(self, ordinal: int, job: SeriesJob) -> SeriesResult:
+    def _answer(self, job: SeriesJob) -> SeriesResult:
         try:
             return cast(SeriesResult, self._worker.answer())  # what `write_input` returns
         except WorkerDiedError as death:
             check_output_folder(job.folder, overwrite=True)  # undoes what the process has left
-            message = f"the process that wrote the results of study {ordinal} {death}."
-            raise OutputError(message, hint="Run it again.") from death
+            message = f"the process that wrote the results {death}."
+            hint = "Run it again; see whether there is memory enough for it."
+            raise OutputError(message, hint=hint, code=DIED_WRITING) from death
 
 
 def _read(job: SeriesJob, manifest: Manifest, outputs: OutputOptions) -> ReadInput:

@@ -77,9 +77,17 @@ class Worker:
     def __exit__(
         self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        self.end()
+
+    def end(self, within_s: float = _SECONDS_TO_CLEAN_UP) -> None:
+        """End the child.
+
+        Args:
+            within_s: That it gets to undo what it has begun, before it is killed.
+        """
         self.terminate()
         try:
-            self._process.wait(_SECONDS_TO_CLEAN_UP)
+            self._process.wait(within_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -137,7 +145,7 @@ class Worker:
 
 
 def child_environment() -> dict[str, str]:
-    """The parent's environment; this very package importable, one thread for the linear algebra nobody needs here."""
+    """The parent's environment; this very package importable, no threads but those of engines, who are told theirs."""
     path = os.pathsep.join(filter(None, (_IMPORT_ROOT, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 

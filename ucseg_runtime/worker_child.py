@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
@@ -14,6 +15,8 @@ from typing import BinaryIO
 from ucseg_runtime.worker import Done, Failed
 
 _ENDING = (signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+"""Of linux/prctl.h."""
 
 
 class _StoppedError(BaseException):
@@ -24,12 +27,18 @@ def main() -> None:
     """Serve requests until standard input ends."""
     for signum in _ENDING:
         signal.signal(signum, _stop)
+    _end_with_parent()
     try:
         answers = _private_standard_output()
         while _served(sys.stdin.buffer, answers):
             pass
     except (_StoppedError, BrokenPipeError):
         sys.exit(0)
+
+
+def _end_with_parent() -> None:
+    """Let the kernel end this process when its parent dies: what it is doing would be done again by another."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _served(requests: BinaryIO, answers: BinaryIO) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -63,6 +64,8 @@ class Sorting:
             os.kill(os.getpid(), signal.SIGKILL)
         if "unusable" in name:
             raise ModelError("the engine cannot be used.")
+        if "talks" in name:
+            logging.getLogger("ucseg_runtime.somewhere").info("about %s", name)
         finished(ordinal, SpacingError("a gap.") if "gap" in name else None)
 
     def of(self, name: str) -> list[str]:
@@ -92,7 +95,9 @@ def test_every_series_is_done_once_and_a_failed_one_stops_nothing(tmp_path: Path
     assert all(len(runner.of(path.name)) == 1 for path in tmp_path.iterdir())
 
 
-def test_what_a_dead_process_had_is_done_by_another(tmp_path: Path) -> None:
+def test_what_a_dead_process_had_is_done_by_another_and_it_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     runner = Sorting(tmp_path)
 
     said = told(runner, jobs_of("once" if number == 5 else str(number) for number in range(20)))
@@ -100,6 +105,15 @@ def test_what_a_dead_process_had_is_done_by_another(tmp_path: Path) -> None:
     assert said == dict.fromkeys(range(1, 21))
     first, second = (line.split()[0] for line in runner.of("once"))
     assert first != second
+    assert caplog.messages == ["a process of this batch was ended by signal 9 (SIGKILL); what it had is tried again"]
+
+
+def test_what_a_lane_logs_is_logged_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ucseg_runtime")
+
+    told(Sorting(tmp_path), jobs_of(["1", "talks", "3"]))
+
+    assert [(record.levelname, record.message) for record in caplog.records] == [("INFO", "about talks")]
 
 
 def test_series_over_which_every_process_dies_fails_alone(tmp_path: Path) -> None:
@@ -113,8 +127,8 @@ def test_series_over_which_every_process_dies_fails_alone(tmp_path: Path) -> Non
 
 
 def test_processes_that_only_die_end_the_batch(tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match=r"21 processes have died .* signal 9 \(SIGKILL\)"):
-        told(Sorting(tmp_path), jobs_of(f"poison {number}" for number in range(1000)))
+    with pytest.raises(BackendError, match="11 processes have died one after the other"):
+        told(Sorting(tmp_path), jobs_of(f"poison {number}" for number in range(1000)), lanes=1)
 
 
 def test_process_that_cannot_work_ends_the_batch_with_its_reason(tmp_path: Path) -> None:
@@ -216,7 +230,7 @@ def test_lanes_write_what_one_process_writes_although_one_is_killed(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_batch_that_is_stopped_takes_its_lanes_along_and_the_next_goes_on(
     tmp_path: Path, model: Path, export: Path, alone: dict[str, bytes], signum: signal.Signals
 ) -> None:
@@ -227,13 +241,16 @@ def test_batch_that_is_stopped_takes_its_lanes_along_and_the_next_goes_on(
     with stopped:
         wait_for(out, 1, stopped)
         begun = time.monotonic()
-        stopped.send_signal(signum)
+        if signum == signal.SIGINT:
+            os.killpg(stopped.pid, signum)  # as a terminal does
+        else:
+            stopped.send_signal(signum)
         stopped.communicate(timeout=60)
         while is_group_alive(stopped.pid):
             assert time.monotonic() - begun < 30.0
             time.sleep(0.05)
 
-    assert stopped.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[signum]
+    assert stopped.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}.get(signum, -signum)
     assert all(alone[name] == content for name, content in tree(out).items())
     done = subprocess.run(command(export, out, model, 2), check=True, capture_output=True, text=True)
     assert sum(json.loads(done.stdout)["counts"].values()) == SERIES
@@ -246,3 +263,14 @@ def is_group_alive(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+@pytest.mark.slow
+def test_lanes_work_where_standard_streams_are_closed(tmp_path: Path, model: Path) -> None:
+    export = write_export(tmp_path / "one", 1)
+    closed = ["sh", "-c", 'exec "$@" <&- 2>&-', "sh", *command(export, tmp_path / "out", model, 2)]
+
+    done = subprocess.run(closed, stdout=subprocess.PIPE, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["counts"] == {"segmented": 1}

@@ -15,8 +15,9 @@ from ucseg_runtime.batch.plan import BatchOptions, BatchPlan, SeriesOutcome, pla
 from ucseg_runtime.batch.run import STATE_FOLDER, run_batch
 from ucseg_runtime.batch.runners import Finished
 from ucseg_runtime.config import InferenceOptions, OutputOptions
+from ucseg_runtime.errors import OutputError, UcsegError
 from ucseg_runtime.model_folder import load_model
-from ucseg_runtime.neighbours import SeriesJob
+from ucseg_runtime.neighbours import DIED_WRITING, SeriesJob
 from ucseg_runtime.segmentation import EngineInfo
 
 INFERENCE = InferenceOptions(engine="openvino", precision="f32")
@@ -70,3 +71,28 @@ def test_runner_with_work_in_its_hand_does_not_wait_for_another_s_series(
     names = [plan.places.series_name(series) for series in (mine, theirs)]
     assert runner.handed == [names[0], "none", names[1]]
     assert [outcome.state for outcome in told] == ["segmented", "segmented"]
+
+
+class FailingOnce:
+    """Fails the first job with an error, and finishes the others."""
+
+    def __init__(self, error: UcsegError) -> None:
+        self._error = error
+
+    def engine(self) -> EngineInfo | None:
+        return None
+
+    def segment(self, jobs: Iterable[SeriesJob | None], finished: Finished) -> None:
+        for ordinal, _ in enumerate(jobs, start=1):
+            finished(ordinal, self._error if ordinal == 1 else None)
+
+
+def test_writer_that_died_costs_one_series_and_a_full_disk_ends_the_batch(tmp_path: Path, model: Path) -> None:
+    plan = plan_of(write_export(tmp_path / "in", 3), tmp_path / "out", model)
+    told: list[SeriesOutcome] = []
+
+    run_batch(plan, FailingOnce(OutputError("the writer died.", code=DIED_WRITING)), told.append)
+    assert [outcome.state for outcome in told] == ["failed", "segmented", "segmented"]
+
+    with pytest.raises(OutputError, match="no space"):
+        run_batch(plan, FailingOnce(OutputError("no space.")), told.append)

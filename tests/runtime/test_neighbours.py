@@ -191,7 +191,7 @@ def test_a_reading_process_that_dies_fails_its_study_alone(
 
     assert kinds(outcomes) == [(1, "done"), (2, InputError.__name__), (3, "done")]
     assert isinstance(outcomes[1], Refused)
-    assert "read study 2 was ended by signal 9 (SIGKILL)" in str(outcomes[1].error)
+    assert "that read the study was ended by signal 9 (SIGKILL)" in str(outcomes[1].error)
     assert not any(canary in str(outcomes[1].error).lower() for canary in PHI_CANARIES)
 
 
@@ -206,7 +206,8 @@ def test_a_writing_process_that_dies_fails_its_study_alone_and_leaves_no_file(
 
     assert kinds(outcomes) == [(1, OutputError.__name__), (2, "done")]
     assert isinstance(outcomes[0], Refused)
-    assert "wrote the results of study 1 was ended by signal 9" in str(outcomes[0].error)
+    assert "wrote the results was ended by signal 9" in str(outcomes[0].error)
+    assert outcomes[0].error.code == "UCSEG-E154", "not that of a disk that takes nothing any more"
     assert not (out / worker_jobs.DOOMED).exists() or not list((out / worker_jobs.DOOMED).iterdir())
 
 

@@ -7,57 +7,39 @@ keeps the leases and hands the jobs out.
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
-import select
-import signal
-import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from types import TracebackType
-from typing import TypeAlias, cast
+from typing import cast
 
 from ucseg_runtime.backends.cores import usable_cores
+from ucseg_runtime.batch.lane import Answer, Asks, Ended, Logs, Message, NoneAtHand, work
 from ucseg_runtime.batch.runners import Finished, LocalRunner, Runner
-from ucseg_runtime.batch.tasks import Task, Tasks
-from ucseg_runtime.errors import BackendError, UcsegError
+from ucseg_runtime.batch.tasks import Deaths, Task, Tasks
 from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.segmentation import EngineInfo
 from ucseg_runtime.worker import Worker, WorkerDiedError
+
+_LOGGER = logging.getLogger(__name__)
+
+_SECONDS_TO_END = 25.0
+"""That lanes get to undo what they have begun; each ends two children of its own, with ten seconds for each."""
 
 _MOST_DEATHS_IN_A_ROW = 10
 """Deaths without a finished series in between, for each lane; then it is not the series."""
 
 
 @dataclass(frozen=True)
-class _Asks:
-    """A lane is about to read a series."""
-
-
-@dataclass(frozen=True)
-class _Finished:
-    """What became of a job, by its place among those of the lane, from 1."""
-
-    ordinal: int
-    error: UcsegError | None
-
-
-@dataclass(frozen=True)
-class _Breaks:
-    """The lane cannot go on; its worker says why."""
-
-
-@dataclass(frozen=True)
 class _Died:
-    """In place of a message; how the process ended."""
+    """In place of a message: the process has ended; how."""
 
     how: str
-
-
-_Message: TypeAlias = _Asks | _Finished | _Breaks
-_Answer: TypeAlias = SeriesJob | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +64,7 @@ class LaneRunner:
         Raises:
             BackendError: Also where lanes die one after the other.
         """
-        with _Lanes(self.runners) as lanes:
+        with _open_lanes(self.runners) as lanes:
             _hand_out(Tasks(jobs, finished), lanes)
 
 
@@ -118,9 +100,9 @@ class _Lane:
         self.tasks: dict[int, Task] = {}
         self._given = 0
         self.channel, far_end = Pipe()
-        with far_end:  # so that the channel ends when the process does
-            self._worker = Worker(inherited=(far_end.fileno(),))
-            self._worker.start(_work, runner, far_end.fileno())
+        with far_end, _above_standard(far_end.fileno()) as number:  # so that the channel ends with the process
+            self._worker = Worker(inherited=(number,))
+            self._worker.start(work, runner, number, _LOGGER.getEffectiveLevel())
 
     @property
     def has_room(self) -> bool:
@@ -131,36 +113,41 @@ class _Lane:
         """Answer a question with a task."""
         self._given += 1
         self.tasks[self._given] = task
-        self.answer(task.job)
+        self._answer(task.job)
 
-    def answer(self, answer: _Answer) -> None:
-        """Answer a question; a process that has died meanwhile is found out by `message`."""
-        try:
-            self.channel.send(answer)
-        except (BrokenPipeError, ConnectionResetError):
-            return
+    def let_finish(self) -> None:
+        """Answer a question with nothing."""
+        self._answer(NoneAtHand())
 
-    def message(self) -> _Asks | _Finished | _Died:
-        """What it says next.
+    def message(self) -> Message | _Died:
+        """What it says next; waits for that.
 
         Raises:
-            UcsegError: It cannot segment anything, whatever the series.
+            UcsegError: It has ended, since it cannot segment anything, whatever the series.
         """
         try:
-            message = cast(_Message, self.channel.recv())
+            return cast(Message, self.channel.recv())
         except (EOFError, OSError):  # OSError: it died while it said something
             return _Died(self._end())
-        return _Died(self._end()) if isinstance(message, _Breaks) else message
 
     def terminate(self) -> None:
         """Ask the process to end."""
         self._worker.terminate()
 
-    def close(self) -> None:
-        """End the process, and wait for that."""
+    def close(self, deadline: float) -> None:
+        """End the process.
+
+        Args:
+            deadline: Until which it may undo what it has begun, by `time.monotonic`, before it is killed.
+        """
         self.channel.close()
-        with self._worker:
-            pass
+        self._worker.end(max(0.0, deadline - time.monotonic()))
+
+    def _answer(self, answer: Answer) -> None:
+        try:
+            self.channel.send(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the process has died, as `message` will say
 
     def _end(self) -> str:
         try:
@@ -171,42 +158,28 @@ class _Lane:
 
 
 class _Lanes:
-    """All lanes, for the length of a ``with`` block."""
+    """All lanes."""
 
-    def __init__(self, runners: Iterable[Runner]) -> None:
-        self._deaths_in_a_row = 0
+    def __init__(self, size: int) -> None:
         self._lanes: list[_Lane] = []
-        with self._ended_on_error():
-            for runner in runners:
-                self._lanes.append(_Lane(runner))
-        self._size = len(self._lanes)
-
-    def __enter__(self) -> _Lanes:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _value: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def __iter__(self) -> Iterator[_Lane]:
-        return iter(self._lanes)
+        hint = "See whether there is memory enough, or ask for fewer --lanes."
+        self.deaths = Deaths("processes", _MOST_DEATHS_IN_A_ROW * size, hint)
 
     @property
-    def in_work(self) -> bool:
-        """Whether anything is."""
+    def any_works(self) -> bool:
+        """Whether one has a task."""
         return any(lane.tasks for lane in self._lanes)
 
-    def messages(self) -> Iterator[tuple[_Lane, _Asks | _Finished | _Died]]:
+    def start(self, runner: Runner) -> None:
+        """Start one."""
+        self._lanes.append(_Lane(runner))
+
+    def messages(self) -> Iterator[tuple[_Lane, Message | _Died]]:
         """Wait for messages, one of each lane that has some."""
         by_channel = {lane.channel: lane for lane in self._lanes}
         for channel in wait(list(by_channel)):
-            lane = by_channel[cast("Connection[_Answer, _Message]", channel)]
+            lane = by_channel[cast("Connection[Answer, Message]", channel)]
             yield lane, lane.message()
-
-    def revive(self) -> None:
-        """A series was finished: deaths before it count no more."""
-        self._deaths_in_a_row = 0
 
     def replace(self, dead: _Lane, how: str) -> None:
         """Start another one.
@@ -214,31 +187,41 @@ class _Lanes:
         Raises:
             BackendError: Too many have died in a row.
         """
+        _LOGGER.warning("a process of this batch %s; what it had is tried again", how)
         self._lanes.remove(dead)
-        dead.close()
-        self._deaths_in_a_row += 1
-        if self._deaths_in_a_row > _MOST_DEATHS_IN_A_ROW * self._size:
-            raise BackendError(
-                f"{self._deaths_in_a_row} processes have died one after the other; the last {how}.",
-                hint="See whether there is memory enough, or ask for fewer --lanes.",
-            )
-        self._lanes.append(_Lane(dead.runner))
+        dead.close(time.monotonic())
+        self.deaths.count()
+        self.start(dead.runner)
 
-    @contextmanager
-    def _ended_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._end()
-            raise
-
-    def _end(self) -> None:
-        """All are asked before one is waited for."""
+    def end(self) -> None:
+        """End all; all are asked before one is waited for, and they have one limit."""
+        deadline = time.monotonic() + _SECONDS_TO_END
         for lane in self._lanes:
             lane.terminate()
         with ExitStack() as stack:
             for lane in self._lanes:
-                stack.callback(lane.close)
+                stack.callback(lane.close, deadline)
+
+
+@contextmanager
+def _open_lanes(runners: Sequence[Runner]) -> Iterator[_Lanes]:
+    lanes = _Lanes(len(runners))
+    try:
+        for runner in runners:
+            lanes.start(runner)
+        yield lanes
+    finally:
+        lanes.end()
+
+
+@contextmanager
+def _above_standard(descriptor: int) -> Iterator[int]:
+    """A copy whose number no standard stream of a child takes: this process may have been started without some."""
+    number = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    try:
+        yield number
+    finally:
+        os.close(number)
 
 
 def _hand_out(tasks: Tasks, lanes: _Lanes) -> None:
@@ -249,53 +232,35 @@ def _hand_out(tasks: Tasks, lanes: _Lanes) -> None:
     """
     asking: list[_Lane] = []
     while True:
-        asking = [lane for lane in asking if not _answered(lane, tasks)]
-        if tasks.ended and not lanes.in_work:
+        asking = [lane for lane in asking if not _answer(lane, tasks)]
+        if tasks.ended and not lanes.any_works:
             return
         for lane, message in lanes.messages():
-            if isinstance(message, _Asks):
+            if isinstance(message, Asks):
                 asking.append(lane)
-            elif isinstance(message, _Finished):
-                lanes.revive()
+            elif isinstance(message, Ended):
+                lanes.deaths.forget()
                 tasks.finish(lane.tasks.pop(message.ordinal), message.error)
+            elif isinstance(message, Logs):
+                _LOGGER.log(message.level, "%s", message.line)
             else:
                 asking = [other for other in asking if other is not lane]
-                tasks.survive(lane.tasks.values(), "processes")
+                tasks.take_back(lane.tasks.values(), "processes")
                 lanes.replace(lane, message.how)
 
 
-def _answered(lane: _Lane, tasks: Tasks) -> bool:
-    """Answer a lane that asks. One with nothing in work waits for the answer, the others have to go on."""
-    task = None if lane.tasks else tasks.alone()
-    if task is None and lane.has_room:
-        task = tasks.upcoming()
+def _answer(lane: _Lane, tasks: Tasks) -> bool:
+    """Answer a lane that asks; False where it has nothing in work and has to wait."""
+    task = _task_for(lane, tasks)
     if task is not None:
         lane.give(task)
     elif lane.tasks:
-        lane.answer(None)
-    return task is not None or bool(lane.tasks)
+        lane.let_finish()
+    else:
+        return False
+    return True
 
 
-def _work(runner: Runner, descriptor: int) -> None:
-    """The far end: segment what is given, for ever. Runs in the process of the lane."""
-    channel: Connection[_Message, _Answer] = Connection(descriptor)
-
-    def asked_for() -> Iterator[SeriesJob | None]:
-        while True:
-            channel.send(_Asks())
-            yield channel.recv()
-
-    threading.Thread(target=_end_with, args=(descriptor,), name="parent", daemon=True).start()
-    try:
-        runner.segment(asked_for(), lambda ordinal, error: channel.send(_Finished(ordinal, error)))
-    except Exception:
-        channel.send(_Breaks())  # closing it would say nothing, as the thread still watches it
-        raise
-
-
-def _end_with(descriptor: int) -> None:
-    """Wait until the near end is gone, and end this process in order: nobody would take what it does."""
-    hang_up = select.poll()
-    hang_up.register(descriptor, 0)
-    hang_up.poll()
-    os.kill(os.getpid(), signal.SIGTERM)
+def _task_for(lane: _Lane, tasks: Tasks) -> Task | None:
+    task = None if lane.tasks else tasks.alone()
+    return tasks.upcoming() if task is None and lane.has_room else task

@@ -18,9 +18,9 @@ from typing import Any, cast
 from ucseg_runtime.batch.actor import AHEAD, ActorSetup, Answer, Broken, SeriesActor, digest_of_secret
 from ucseg_runtime.batch.ray_cluster import RayOptions, connected, marked, most_actors
 from ucseg_runtime.batch.runners import Finished
-from ucseg_runtime.batch.tasks import Task, Tasks
+from ucseg_runtime.batch.tasks import Deaths, Task, Tasks
 from ucseg_runtime.config import InferenceOptions, OutputOptions
-from ucseg_runtime.errors import BackendError, EngineMismatchError
+from ucseg_runtime.errors import EngineMismatchError
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.segmentation import EngineInfo
@@ -115,7 +115,11 @@ class RayRunner:
         self._starting: dict[Any, _Actor] = {}
         self._actors: list[_Actor] = []
         self._engines: list[EngineInfo | None] = []
-        self._deaths_in_a_row = 0
+        self._deaths = Deaths(
+            "actors",
+            _MOST_DEATHS_IN_A_ROW * self._size,
+            "Is ucseg installed on every node? Ray's logs on the nodes say more.",
+        )
 
     def engine(self) -> EngineInfo | None:
         """What the actors compute with, as soon as one of them has begun. See `Runner.engine`.
@@ -150,7 +154,7 @@ class RayRunner:
                 elif isinstance(answer, Broken):
                     raise answer.error
                 else:
-                    self._deaths_in_a_row = 0
+                    self._deaths.forget()
                     tasks.finish(task, answer)
 
     def end(self) -> None:
@@ -179,7 +183,7 @@ class RayRunner:
     def _free(self, tasks: Tasks) -> _Actor | None:
         """The one with the fewest tasks; while a task has to be alone, the second, so that the first gets there."""
         free = sorted((actor for actor in self._actors if actor.has_room), key=lambda actor: len(actor.tasks))
-        kept = 1 if tasks.to_be_alone else 0
+        kept = 1 if tasks.any_waits_to_be_alone else 0
         return free[kept] if len(free) > kept else None
 
     def _give(self, actor: _Actor, task: Task) -> None:
@@ -232,7 +236,7 @@ class RayRunner:
         """An actor has died: its tasks go to others."""
         self._actors.remove(actor)
         self._replace(actor)
-        tasks.survive(actor.tasks.values(), "actors")
+        tasks.take_back(actor.tasks.values(), "actors")
 
     def _replace(self, actor: _Actor) -> None:
         """Start another one.
@@ -241,11 +245,6 @@ class RayRunner:
             BackendError: Too many have died in a row.
         """
         self._ray.kill(actor.handle)  # it may live on where the network is broken
-        self._deaths_in_a_row += 1
         _LOGGER.info("an actor has died and is replaced")
-        if self._deaths_in_a_row > _MOST_DEATHS_IN_A_ROW * self._size:
-            raise BackendError(
-                f"{self._deaths_in_a_row} actors have died one after the other.",
-                hint="Is ucseg installed on every node? Ray's logs on the nodes say more.",
-            )
+        self._deaths.count()
         self._start(1)

@@ -31,6 +31,36 @@ class Task:
     deaths: int = 0
 
 
+class Deaths:
+    """Deaths of processes one after the other, without a series that was finished in between.
+
+    Args:
+        processes: What they are called.
+        most: After which it is not the series.
+        hint: What to do then.
+    """
+
+    def __init__(self, processes: str, most: int, hint: str) -> None:
+        self._processes = processes
+        self._most = most
+        self._hint = hint
+        self._in_a_row = 0
+
+    def count(self) -> None:
+        """One more has died.
+
+        Raises:
+            BackendError: Too many.
+        """
+        self._in_a_row += 1
+        if self._in_a_row > self._most:
+            raise BackendError(f"{self._in_a_row} {self._processes} have died one after the other.", hint=self._hint)
+
+    def forget(self) -> None:
+        """A series was finished."""
+        self._in_a_row = 0
+
+
 class Tasks:
     """Jobs as they come, and those that have to be tried again.
 
@@ -47,9 +77,9 @@ class Tasks:
         self._ended = False
 
     @property
-    def to_be_alone(self) -> int:
-        """How many wait to be tried again, each in a process that has nothing else."""
-        return len(self._again)
+    def any_waits_to_be_alone(self) -> bool:
+        """Whether one is to be tried again, in a process that has nothing else."""
+        return bool(self._again)
 
     @property
     def ended(self) -> bool:
@@ -75,7 +105,7 @@ class Tasks:
         """It is done, or has failed."""
         self._finished(task.ordinal, error)
 
-    def survive(self, tasks: Collection[Task], processes: str) -> None:
+    def take_back(self, tasks: Collection[Task], processes: str) -> None:
         """A process has died: what it had is tried again, or has failed where too many have died over it.
 
         Args:

@@ -145,7 +145,7 @@ def batch(
     --fail-on and no failure it tells the worst decision over all series that are done, those of earlier runs too.
     """
     with reported(as_json):
-        cluster = RunnerArguments(runner, ray_address, actors, actor_cpus, actor_gpus, lanes)
+        chosen = RunnerArguments(runner, ray_address, actors, actor_cpus, actor_gpus, lanes)
         from ucseg_runtime.batch.export_index import index_export
         from ucseg_runtime.batch.forecast import forecast
         from ucseg_runtime.batch.plan import BatchOptions, check_folders, plan_batch
@@ -179,7 +179,7 @@ def batch(
             check_index(out)
         loaded = load_model(model or default_model_folder())
         require_decided(loaded.manifest, fail_on)
-        who = RunnerArguments("local") if dry_run else cluster
+        who = RunnerArguments("local") if dry_run else chosen
         progress = _Progress(quiet=as_json)
         with who.opened(loaded, inference, outputs, export, out) as opened:
             index = index_export(export, progress.indexed)

@@ -32,7 +32,7 @@ LanesOption = Annotated[
     typer.Option(
         "--lanes",
         min=1,
-        help="Processes that segment side by side here, each with an open model and its share of the cores.",
+        help="Processes that segment side by side here, each with an open model; they share the cores evenly.",
     ),
 ]
 RayAddressOption = Annotated[

@@ -17,6 +17,7 @@ from ucseg_runtime.config import InferenceOptions, InputOptions, OutputOptions
 from ucseg_runtime.decision import Outcome
 from ucseg_runtime.errors import BackendError, BackendUnavailableError, ServerTimeoutError, UcsegError
 from ucseg_runtime.model_folder import Model
+from ucseg_runtime.neighbours import DIED_WRITING
 from ucseg_runtime.pacs.attempts import MOST_ENDS, Attempts
 from ucseg_runtime.pacs.monitoring import Ended
 from ucseg_runtime.pacs.objects import DicomObject, dicom_object
@@ -30,10 +31,13 @@ SENT_NAMES = (SEGMENTATION, UNCERTAINTY, REPORT, STRUCTURES, PREVIEW)
 
 _ATTEMPTS = "attempts.json"
 
-_ENGINE_CODES = tuple(cls.default_code for cls in (BackendError, BackendUnavailableError, ServerTimeoutError))
+_PASSING_CODES = (
+    *(cls.default_code for cls in (BackendError, BackendUnavailableError, ServerTimeoutError)),
+    DIED_WRITING,
+)
 
 MOST_TRIES = 5
-"""Of a series whose engine fails; the other failures would be the same the next time."""
+"""Of a series whose engine fails or whose writer dies; the other failures would be the same the next time."""
 
 
 @dataclass(frozen=True)
@@ -183,12 +187,12 @@ class Rounds:
             self._report.tell(f"series {key}: its report is not kept: {reason_of(error)}.")
 
     def _is_for_another_try(self, key: str, outcome: SeriesOutcome) -> bool:
-        """Whether an engine has failed for a series, and not too often yet.
+        """Whether it may do better the next time, as where an engine has failed, and did not fail too often yet.
 
         Told at once: a server that is gone takes its time over every series of a round, and who waits for none of them
         to be told would take the listener for dead.
         """
-        if not outcome.code.startswith(_ENGINE_CODES) or self._tries[key] >= MOST_TRIES - 1:
+        if not outcome.code.startswith(_PASSING_CODES) or self._tries[key] >= MOST_TRIES - 1:
             return False
         self._tries[key] += 1
         self._report.tell(f"series {key}: {outcome.code} {outcome.reason} It will be tried again.")
