@@ -194,8 +194,9 @@ def test_server_that_is_away_for_longer_than_any_try_loses_no_series(
         assert sorted(archive.there.values()) == [1, 1, 1]
 
 
-def test_series_that_an_engine_fails_for_is_told_before_the_round_is_over(
-    tiny_model: Path, tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("code", ["UCSEG-E143", "UCSEG-E154"])
+def test_series_that_may_do_better_the_next_time_is_told_before_the_round_is_over(
+    tiny_model: Path, tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     """Each may take as long as a server that is gone is waited for, and the listener must not look dead meanwhile."""
     told_meanwhile: list[list[str]] = []
@@ -204,7 +205,7 @@ def test_series_that_an_engine_fails_for_is_told_before_the_round_is_over(
 
         def run(plan: BatchPlan, runner: object, report: Callable[[SeriesOutcome], None]) -> None:
             (series,) = plan.series
-            report(SeriesOutcome(series, tmp_path, "failed", "UCSEG-E143", "no answer."))
+            report(SeriesOutcome(series, tmp_path, "failed", code, "no answer."))
             told_meanwhile.append(it.told[:])
 
         with monkeypatch.context() as patched:
@@ -213,7 +214,7 @@ def test_series_that_an_engine_fails_for_is_told_before_the_round_is_over(
                 it.listener.step()
                 it.clock.now += 1.0
 
-        again = [line for line in told_meanwhile[0] if "UCSEG-E143 no answer. It will be tried again." in line]
+        again = [line for line in told_meanwhile[0] if f"{code} no answer. It will be tried again." in line]
         assert len(again) == 1
         assert len(it.spool.keys("failed")) == 1
 

@@ -203,7 +203,7 @@ class Listener:
     def _segment(self) -> None:
         self._negotiate()
         if not self._rounds.segment(self._method):
-            raise BackendError("an engine failed for some series.")
+            raise BackendError("some series have to be tried again.")
 
     def _put_off(self, error: UcsegError) -> None:
         self._failures += 1
