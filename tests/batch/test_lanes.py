@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.batch.batch_process import PROGRAM, wait_for
 from tests.batch.exports import tree, write_export
+from tests.processes import heeding_interrupts
 from ucseg_runtime.batch.lanes import LaneRunner, lanes_of
 from ucseg_runtime.batch.run import STATE_FOLDER
 from ucseg_runtime.batch.runners import Finished, LocalRunner
@@ -25,12 +26,10 @@ from ucseg_runtime.config import InferenceOptions, OutputOptions
 from ucseg_runtime.errors import BackendError, ModelError, SpacingError, UcsegError
 from ucseg_runtime.model_folder import load_model
 from ucseg_runtime.neighbours import SeriesJob
-from ucseg_runtime.publish import RECORD
 from ucseg_runtime.segmentation import EngineInfo
 from ucseg_runtime.server_options import TritonServer, server_address
 
 SERIES = 6
-PROGRAM = [sys.executable, "-c", "from ucseg_runtime.cli.app import main; main()"]
 
 
 @dataclass(frozen=True)
@@ -195,18 +194,6 @@ def command(export: Path, out: Path, model: Path, lanes: int) -> list[str]:
     return [*PROGRAM, "batch", str(export), *options]
 
 
-def records(out: Path) -> int:
-    return len(list(out.glob(f"[!.]*/[!.]*/{RECORD}")))
-
-
-def wait_for(out: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while records(out) < count:
-        assert process.poll() is None, "it ended too soon"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -236,7 +223,11 @@ def test_batch_that_is_stopped_takes_its_lanes_along_and_the_next_goes_on(
 ) -> None:
     out = tmp_path / "out"
     stopped = subprocess.Popen(
-        command(export, out, model, 2), stdout=subprocess.PIPE, text=True, start_new_session=True
+        command(export, out, model, 2),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heeding_interrupts,
     )
     with stopped:
         wait_for(out, 1, stopped)

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.batch.batch_process import PROGRAM, records, wait_for
 from tests.batch.exports import tree, write_export
 from ucseg_runtime.batch.run import STATE_FOLDER
-from ucseg_runtime.publish import RECORD
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SERIES = 8
-PROGRAM = [sys.executable, "-c", "from ucseg_runtime.cli.app import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -105,19 +104,6 @@ def wait_until_gone(cluster: Cluster) -> None:
     while actors(cluster):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-def records(out: Path) -> int:
-    """Published ones; those that are staged lie deeper."""
-    return len(list(out.glob(f"*/*/{RECORD}")))
-
-
-def wait_for(out: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    while records(out) < count:
-        assert process.poll() is None, "it ended too soon"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_all_series_are_done_although_actors_are_killed_in_the_middle(

@@ -18,6 +18,7 @@ import requests
 from pydicom import dcmread
 
 from tests.phantoms import CtPhantom, write_ct_series
+from tests.processes import heeding_interrupts
 
 BIN = Path(sys.executable).parent
 
@@ -26,11 +27,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 def command(name: str, *arguments: object) -> list[str]:
     return [str(BIN / name), *(str(argument) for argument in arguments)]
-
-
-def heeding_interrupts() -> None:
-    """A shell lets what it starts in the background ignore interrupts, and so do all children of that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="module")
