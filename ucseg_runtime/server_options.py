@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
 from ucseg_runtime.errors import BackendUnavailableError
+
+_LOGGER = logging.getLogger(__name__)
 
 TritonMode = Literal["tile", "merged", "volume"]
 Scheme = Literal["grpc", "grpcs", "http", "https"]
@@ -139,6 +143,7 @@ class TritonServer:
         try:
             return token_in(self.token_file)
         except (OSError, ValueError):
+            _tell_of(self.token_file, self.names.token_file)
             return self.token
 
     def __post_init__(self) -> None:
@@ -172,6 +177,12 @@ def server_address(url: str) -> ServerAddress:
             hint="Expected SCHEME://HOST:PORT with the scheme grpc, grpcs, http or https.",
         )
     return ServerAddress(scheme, parts.hostname, port or _PORTS[scheme])
+
+
+@cache
+def _tell_of(_file: Path, name: str) -> None:
+    """Once for each file: it would be told with every request."""
+    _LOGGER.warning("the file of %s cannot be read, or holds no token: the one that was read before is sent", name)
 
 
 def token_in(file: Path) -> str:

@@ -216,11 +216,13 @@ def test_mutual_tls_and_the_bearer_token_reach_the_server(
         infer_at(port, tls=TlsFiles(tmp_path / "ca.pem"))
 
 
-def test_a_token_that_is_renewed_is_sent_with_the_next_request(answering: Callable[..., int], tmp_path: Path) -> None:
+def test_a_token_that_is_renewed_is_sent_with_the_next_request(
+    answering: Callable[..., int], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     seen: list[bytes] = []
 
     def answer(connection: socket.socket) -> None:
-        for _ in range(3):
+        for _ in range(4):
             seen.append(receive_request(connection))
             connection.sendall(complete_answer(ANSWER["OUT"]))
 
@@ -234,10 +236,12 @@ def test_a_token_that_is_renewed_is_sent_with_the_next_request(answering: Callab
         connection.infer(CALL, 10.0)
         file.write_text("no\r\ntoken: at all\n")
         connection.infer(CALL, 10.0)
+        connection.infer(CALL, 10.0)
 
     sent = [request.partition(b"authorization: ")[2].partition(b"\r\n")[0] for request in seen]
     given = f"Bearer {TOKEN}".encode()
-    assert sent == [given, b"Bearer second", given], "what is no token is not sent"
+    assert sent == [given, b"Bearer second", given, given], "what is no token is not sent"
+    assert sum("--token-file cannot be read" in message for message in caplog.messages) == 1
 
 
 def test_a_certificate_of_an_unknown_authority_is_refused_at_once(
