@@ -189,7 +189,8 @@ class _Watched:
     def __init__(self, first: int, n: int) -> None:
         command = [sys.executable, sys.argv[0], "--worker", "--seed", str(first), "--n", str(n)]
         self._left = n
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        # Unbuffered: what lies in a buffer of this process would be an answer that the selector does not see.
+        self._process = subprocess.Popen(command, bufsize=0, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.hung = False
         self.ended_early = False
 

@@ -69,3 +69,23 @@ def test_what_the_scripts_look_for_is_found(tmp_path: Path) -> None:
     assert (found["deaths"], found["hangs"], found["grown"]) == ([3], [5, 6], [9])
     assert found["foreign"] == {"foreign ValueError at x.py:1": [7, 1]}
     assert (found["inputs"], found["outcomes"]) == (12, {"volume": 8})
+
+
+def test_answers_that_came_together_are_each_counted(tmp_path: Path) -> None:
+    """A worker that answers twice before anybody looks and then hangs hung at the third input, not at the first."""
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import os, time\n"
+        """os.write(1, b'ready\\n[0, "volume", 0.0, 1.0, 2.0]\\n[1, "volume", 0.0, 1.0, 2.0]\\n')\n"""
+        "time.sleep(60)\n"
+    )
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "import fuzzing\n"
+        f"fuzzing.LONGEST_S, fuzzing._MOST_WINDOWS, sys.argv = 0.1, 3, [{str(worker)!r}]\n"
+        "with fuzzing._Watched(0, 3) as watched:\n"
+        "    print(len(list(watched.answers())), watched.hung)\n"
+    )
+    done = subprocess.run([sys.executable, str(driver)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["2", "True"], done.stderr
