@@ -298,7 +298,7 @@ def _modality_values(stored: npt.NDArray[np.generic], slope: float, intercept: f
     if not all(np.isfinite(plane).all() for plane in stored):
         raise _refused("it has voxels that are not finite", hint="Replace them, for air by -1000 in a CT.")
     ends = (float(stored.min()) * slope + intercept, float(stored.max()) * slope + intercept)
-    if max(map(abs, ends)) > np.finfo(np.float32).max:
+    if max(map(abs, ends)) > float(np.finfo(np.float32).max):
         raise _refused("it has voxels that are too large for 32 bits")
     whole = np.issubdtype(stored.dtype, np.integer) and slope.is_integer() and intercept.is_integer()
     fits = whole and min(ends) >= np.iinfo(np.int16).min and max(ends) <= np.iinfo(np.int16).max

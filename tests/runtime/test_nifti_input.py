@@ -114,6 +114,15 @@ def test_values_are_scaled_as_the_header_says(tmp_path: Path, stored: str) -> No
     np.testing.assert_array_equal(volume.voxels, voxels.astype(np.float64) * 2 - 1024)
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.float64])
+def test_scaled_values_that_no_float32_holds_are_refused(tmp_path: Path, kind: type[np.generic]) -> None:
+    voxels = np.full((3, 4, 5), -1000, dtype=kind)
+    path = write_image(tmp_path / "image.nii.gz", voxels=voxels, edit=fields(scl_slope=3.5e35, scl_inter=0.0))
+
+    with pytest.raises(InputError, match="too large for 32 bits"):
+        read_image(nifti_image(path, "CT"))
+
+
 @pytest.mark.parametrize("slope", [0.0, np.nan])
 def test_slope_of_zero_or_nan_means_none(tmp_path: Path, slope: float) -> None:
     path = write_image(tmp_path / "image.nii.gz", edit=fields(scl_slope=slope, scl_inter=slope))
