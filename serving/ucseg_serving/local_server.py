@@ -1,4 +1,4 @@
-"""A real Triton server on this machine's loopback, for the length of a ``with`` block."""
+"""A real Triton server on this machine's loopback, behind a gate for HTTP, for the length of a ``with`` block."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ucseg_runtime.errors import BackendError, ServerTimeoutError
+from ucseg_serving.http_gate import http_gate
 from ucseg_serving.repository_checks import check_repository
 from ucseg_serving.server_package import ServerPackage
 
@@ -89,11 +90,14 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
     """
     check_repository(repository)
     remove_stale_regions()
-    ports = [_usable_port(port) for port in (options.http_port, options.grpc_port, options.metrics_port)]
-    with tempfile.TemporaryDirectory(prefix="ucseg-serve-") as folder:
+    with ExitStack() as held:
+        listener = held.enter_context(_bound(options.http_port))
+        private_http, grpc, metrics = (_usable_port(port) for port in (0, options.grpc_port, options.metrics_port))
+        held.enter_context(http_gate(listener, f"http://{_LOOPBACK}:{private_http}"))
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="ucseg-serve-"))
         log = Path(folder) / "triton.log"
         regions = f"ucseg_{os.getpid()}_{secrets.token_hex(4)}_"
-        command = server_command(package, repository, options, ports, regions)
+        command = server_command(package, repository, options, [private_http, grpc, metrics], regions)
         with log.open("wb") as stream:
             process = subprocess.Popen(  # noqa: S603  (a fixed program, no shell)
                 command,
@@ -105,8 +109,13 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
             )
         # A core file of the server would hold pixels.
         resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
-        urls = [f"http://{_LOOPBACK}:{ports[0]}", f"grpc://{_LOOPBACK}:{ports[1]}", f"http://{_LOOPBACK}:{ports[2]}"]
-        server = LocalServer(process, urls[0], urls[1], f"{urls[2]}/metrics", log)
+        server = LocalServer(
+            process,
+            http_url=f"http://{_LOOPBACK}:{listener.getsockname()[1]}",
+            grpc_url=f"grpc://{_LOOPBACK}:{grpc}",
+            metrics_url=f"http://{_LOOPBACK}:{metrics}/metrics",
+            log=log,
+        )
         try:
             wait_until_ready(server, options.ready_timeout_s)
             yield server
@@ -127,7 +136,7 @@ def server_command(
         package: The unpacked server.
         repository: Model repository.
         options: Ports and times.
-        ports: Of HTTP, gRPC and metrics.
+        ports: Of HTTP (behind the gate), gRPC and metrics.
         regions: Prefix of the names of the shared memory between the server and its Python models.
     """
     closed = ",".join(_RESTRICTED if options.shared_memory else (*_RESTRICTED, _SHARED_MEMORY))
@@ -257,12 +266,19 @@ def remove_stale_regions() -> None:
 
 def _usable_port(wanted: int) -> int:
     """A port that nobody listens at; what answers there later is then the server that was started."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_LOOPBACK, wanted))
-        except OSError as error:
-            raise BackendError(
-                f"port {wanted} is taken ({error.strerror}).", hint="Stop what listens there, or choose another port."
-            ) from error
+    with _bound(wanted) as probe:
         return int(probe.getsockname()[1])
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket at a port of loopback that nobody listens at; 0 takes a free one."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((_LOOPBACK, port))
+    except OSError as error:
+        bound.close()
+        raise BackendError(
+            f"port {port} is taken ({error.strerror}).", hint="Stop what listens there, or choose another port."
+        ) from error
+    return bound

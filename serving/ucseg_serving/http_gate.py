@@ -1,0 +1,204 @@
+"""A gate in front of the HTTP port of a local Triton: what would end the server does not reach it.
+
+Everything else passes as it is and while it arrives, in both directions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import traceback
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+from aiohttp.http import HttpProcessingError
+from yarl import URL
+
+from ucseg_serving.json_inputs import MOST_BYTES, RefusedRequestError, check_json_inputs
+
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+_OF_ONE_CONNECTION = frozenset({"connection", "keep-alive", "transfer-encoding", "upgrade", "expect", "host"})
+_OF_A_COMPRESSED_BODY = frozenset({"content-encoding", "content-length"})
+_NOT_TO_BE_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_PIECE_BYTES = 1 << 20
+_IDLE_S = 3600.0
+
+_Started = Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
+
+
+@contextmanager
+def http_gate(listener: socket.socket, triton: str) -> Iterator[None]:
+    """Pass requests on for the length of a ``with`` block, in a thread of its own.
+
+    Args:
+        listener: Bound to the port that clients use; closed at the end.
+        triton: ``http://HOST:PORT`` of the server behind the gate, which may come up later.
+    """
+    started: _Started = Future()
+    with ThreadPoolExecutor(1, "http-gate") as thread:
+        served = thread.submit(asyncio.run, _serve(listener, triton, started))
+        ended_or_started: list[Future[Any]] = [served, started]
+        wait(ended_or_started, return_when=FIRST_COMPLETED)
+        if served.done():
+            served.result()
+        loop, stop = started.result()
+        try:
+            yield
+        finally:
+            loop.call_soon_threadsafe(stop.set)
+            served.result()
+
+
+async def _serve(listener: socket.socket, triton: str, started: _Started) -> None:
+    stop = asyncio.Event()
+    async with ClientSession(
+        connector=TCPConnector(limit=0),
+        timeout=ClientTimeout(total=None),  # the client and the queue policy say how long an answer may take
+        cookie_jar=DummyCookieJar(),
+        auto_decompress=False,
+        skip_auto_headers=_NOT_TO_BE_ADDED,
+        read_bufsize=_PIECE_BYTES,
+    ) as session:
+        server = web.Server(
+            _Passage(session, triton).answer,
+            access_log=None,
+            logger=_discreet_logger(),
+            handler_cancellation=True,  # a client that goes away cancels its request in the server
+            keepalive_timeout=_IDLE_S,
+            read_bufsize=_PIECE_BYTES,
+        )
+        runner = web.ServerRunner(server)
+        await runner.setup()
+        await web.SockSite(runner, listener).start()
+        started.set_result((asyncio.get_running_loop(), stop))
+        await stop.wait()
+        await runner.cleanup()
+
+
+def _discreet_logger() -> logging.Logger:
+    logger = logging.getLogger(__name__)
+    logger.addFilter(_type_and_place)
+    return logger
+
+
+def _type_and_place(record: logging.LogRecord) -> bool:
+    """Keep of an error what quotes no request; of a malformed request nothing, since its sender is told."""
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None or isinstance(error, HttpProcessingError | web.RequestPayloadError):
+        return False
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    record.msg, record.exc_info = "a request over HTTP could not be passed on: %s at %s:%d", None
+    record.args = (type(error).__name__, Path(place.filename).name, place.lineno)
+    return True
+
+
+class _Passage:
+    """From a client to Triton and back."""
+
+    def __init__(self, session: ClientSession, triton: str) -> None:
+        self._session = session
+        self._triton = URL(triton)
+        self._one_at_a_time = asyncio.Lock()
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """What Triton answers, or why the request was not passed on."""
+        try:
+            return await self._passed_on(request, await self._checked_text(request))
+        except RefusedRequestError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        except web.RequestPayloadError:
+            return web.json_response({"error": "the body of the request cannot be read"}, status=400)
+        except ClientError:
+            return web.json_response({"error": "the server behind this port does not answer"}, status=502)
+
+    async def _checked_text(self, request: web.BaseRequest) -> bytes:
+        """The JSON that a request of the KServe v2 protocol begins with; empty where there is none."""
+        text = await _json_text(request) if request.method == "POST" else b""
+        if text:
+            async with self._one_at_a_time:  # a text takes many times its size while it is read
+                await asyncio.to_thread(check_json_inputs, text)
+        return text
+
+    async def _passed_on(self, request: web.BaseRequest, text: bytes) -> web.StreamResponse:
+        async with self._session.request(
+            request.method,
+            self._url(request),
+            headers=_headers_for_triton(request.headers),
+            data=_body(text, request) if request.body_exists else None,
+            allow_redirects=False,
+        ) as answer:
+            return await _copied(answer, request)
+
+    def _url(self, request: web.BaseRequest) -> URL:
+        asked = request.rel_url
+        if not asked.raw_path.startswith("/"):
+            raise RefusedRequestError("the request asks for no path")
+        return URL.build(
+            scheme="http",
+            host=self._triton.host or "",
+            port=self._triton.port,
+            path=asked.raw_path,
+            query_string=asked.raw_query_string,
+            encoded=True,
+        )
+
+
+async def _json_text(request: web.BaseRequest) -> bytes:
+    lengths = request.headers.getall(_HEADER_LENGTH, [])
+    if not lengths:
+        return await _whole_body(request)
+    if len(lengths) > 1 or not lengths[0].isdecimal() or len(lengths[0]) > len(str(MOST_BYTES)):
+        raise RefusedRequestError(f"{_HEADER_LENGTH} is no number of bytes of the JSON header")
+    if int(lengths[0]) > MOST_BYTES:
+        raise _too_long()
+    try:
+        return await request.content.readexactly(int(lengths[0]))
+    except asyncio.IncompleteReadError as error:
+        raise RefusedRequestError(f"the request is shorter than its {_HEADER_LENGTH}") from error
+
+
+async def _whole_body(request: web.BaseRequest) -> bytes:
+    text = bytearray()
+    async for piece in request.content.iter_any():
+        text += piece
+        if len(text) > MOST_BYTES:
+            raise _too_long()
+    return bytes(text)
+
+
+def _too_long() -> RefusedRequestError:
+    return RefusedRequestError(f"more than {MOST_BYTES >> 20} MiB of JSON; send tensors as bytes with binary_data_size")
+
+
+def _headers_for_triton(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    unpacked = "Content-Encoding" in headers  # the gate has read the body as it was before it was compressed
+    return _without(headers, _OF_ONE_CONNECTION | _OF_A_COMPRESSED_BODY if unpacked else _OF_ONE_CONNECTION)
+
+
+def _without(headers: Mapping[str, str], names: frozenset[str]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers.items() if name.lower() not in names]
+
+
+async def _body(text: bytes, request: web.BaseRequest) -> AsyncIterator[bytes]:
+    yield text
+    async for piece in request.content.iter_any():
+        yield piece
+
+
+async def _copied(answer: ClientResponse, request: web.BaseRequest) -> web.StreamResponse:
+    response = web.StreamResponse(
+        status=answer.status, reason=answer.reason, headers=_without(answer.headers, _OF_ONE_CONNECTION)
+    )
+    await response.prepare(request)
+    try:
+        async for piece in answer.content.iter_any():
+            await response.write(piece)
+    except ClientError:  # half an answer must not look like a whole one
+        if request.transport is not None:
+            request.transport.abort()
+    return response
