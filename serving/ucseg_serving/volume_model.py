@@ -137,7 +137,7 @@ class VolumeModel:
 
 
 def is_canary(volume: Volume) -> bool:
-    """Whether nothing is in a volume, as in those by which clients and health checks see that the server works."""
+    """Whether nothing is in a volume, as in those by which health checks see that the server works."""
     return bool(volume.voxels.min() == volume.voxels.max())
 
 

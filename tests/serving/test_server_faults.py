@@ -44,6 +44,7 @@ LONG_VOLUME = volume_of(centred_geometry((40, 120, 140), (2.0, 1.5, 1.2), STRAIG
 """1120 tiles, so that its middle can be met from outside."""
 NO_ANSWER_S = 3.0
 SLACK_S = 3.0
+SOON_S = 20.0
 
 
 def free_port() -> int:
@@ -167,6 +168,34 @@ def test_a_server_that_is_not_there_is_told_at_once_and_waited_for_until_the_dea
     assert time.monotonic() - started < NO_ANSWER_S + SLACK_S
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "attempts go on for" in caplog.text
+
+
+@pytest.mark.parametrize(("fault", "scheme"), [(signal.SIGKILL, "grpc"), (signal.SIGSTOP, "http")])
+@pytest.mark.parametrize("dead", ["ucseg_volume", "ucseg_merged"])
+def test_a_volume_soon_leaves_a_server_whose_model_died_or_hangs(
+    service: Service,
+    running: LocalServer,
+    mortal: Service,
+    expected: Segmentation,
+    dead: str,
+    fault: signal.Signals,
+    scheme: Scheme,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with mortal.start() as server:
+        for stub in children_of(server.process.pid, dead):
+            os.kill(stub, fault)
+        url = server.grpc_url if scheme == "grpc" else server.http_url
+        assert requests.get(f"{server.http_url}/v2/health/ready", timeout=5.0).status_code == 200
+        addresses = (server_address(url), *service.client("grpc").addresses)
+        started = time.monotonic()
+        found, _ = segment_on_server(
+            VOLUME, service.model, TritonServer(addresses, "volume", timeout_s=120.0), gate=True
+        )
+        assert time.monotonic() - started < SOON_S
+    np.testing.assert_array_equal(found.label_map, expected.label_map)
+    assert f"{url}: " in caplog.text, "the change is told"
+    assert "is not healthy" in caplog.text
 
 
 def test_health_finds_a_dead_model_that_the_server_does_not_see(service: Service, running: LocalServer) -> None:

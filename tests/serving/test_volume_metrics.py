@@ -17,13 +17,14 @@ import tritonclient.grpc as triton
 from tests.served_phantom import PHANTOM, ServedPhantom, serve_phantom
 from tests.volume_phantom import STRAIGHT, centred_geometry, volume_of
 from ucseg_runtime.backends import open_backend
-from ucseg_runtime.backends.triton_volume import canary, segment_on_server
+from ucseg_runtime.backends.triton_volume import segment_on_server
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.decision import Outcome, decide
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.segmentation import Segmentation, measure, ready_to_write
 from ucseg_runtime.server_options import TritonServer, server_address
 from ucseg_runtime.volume import Volume
+from ucseg_serving.health import canary
 from ucseg_serving.serving_options import ServingOptions
 
 VOLUME = volume_of(centred_geometry((20, 60, 70), (2.0, 1.5, 1.2), STRAIGHT))
@@ -90,9 +91,7 @@ def test_dice_between_the_subnets_is_that_of_the_embedded_engine(served: ServedP
     for share in (0.5, 0.95):
         told = after[f'ucseg_uncertainty{{quantile="{share}"}}']
         assert told == pytest.approx(np.quantile(labelled, share), abs=1e-6)
-    # A client sends a canary before its volume.
     assert grown(before, after)['ucseg_volumes_total{outcome="segmented"}'] == 1
-    assert grown(before, after)['ucseg_volumes_total{outcome="canary"}'] == 1
 
 
 @pytest.mark.parametrize("volume", [VOLUME, AIR], ids=["phantom", "air"])
@@ -112,7 +111,6 @@ def test_an_empty_mask_is_counted_and_leaves_the_last_figures(served: ServedPhan
     before = ours(served)
     on_server(served, AIR)
     assert grown(before, ours(served)) == {
-        'ucseg_volumes_total{outcome="canary"}': 1,
         'ucseg_volumes_total{outcome="segmented"}': 1,
         "ucseg_empty_masks_total": 1,
         'ucseg_decisions_total{outcome="review"}': 1,
@@ -122,7 +120,7 @@ def test_an_empty_mask_is_counted_and_leaves_the_last_figures(served: ServedPhan
 def test_canaries_are_no_patients(served: ServedPhantom) -> None:
     before = ours(served)
     on_server(served, canary(served.model.manifest))
-    assert grown(before, ours(served)) == {'ucseg_volumes_total{outcome="canary"}': 2}
+    assert grown(before, ours(served)) == {'ucseg_volumes_total{outcome="canary"}': 1}
 
 
 def decided(served: ServedPhantom, volume: Volume) -> Outcome:

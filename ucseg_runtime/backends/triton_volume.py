@@ -21,7 +21,6 @@ from ucseg_runtime.backends.triton_tensors import (
     volume_model,
 )
 from ucseg_runtime.errors import BackendError, BackendUnavailableError
-from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.model_folder import Model
 from ucseg_runtime.preprocess import model_grid_of
@@ -29,9 +28,6 @@ from ucseg_runtime.segmentation import Segmentation
 from ucseg_runtime.server_options import TritonServer
 from ucseg_runtime.tiling import plan_tiles
 from ucseg_runtime.volume import Volume
-
-_CANARY_TIMEOUT_S = 60.0
-_CANARY_SIDE = 4
 
 
 @dataclass(frozen=True)
@@ -59,8 +55,8 @@ def segment_on_server(
 ) -> tuple[Segmentation, RemoteRun]:
     """Let a server run the whole method on one volume.
 
-    A small volume goes first: a server whose Python model died still calls itself ready, and would let the real one
-    wait until its time is over.
+    A server whose Python model died or hangs still calls itself ready, but fails the volume within two seconds, and it
+    goes to the next server.
 
     Args:
         volume: Any orientation and spacing; int16 or float32 voxels in modality units.
@@ -98,7 +94,6 @@ def segment_on_server(
     check = checker(model, table, gate=gate)
     with ServerGroup(server, table.name, check) as servers:
         address, description = servers.describe()
-        _send_canary(model.manifest, server, servers)
         answer = servers.infer(volume_call(volume))
     engine = engine_of(description)
     reason = f"whole volume served by Triton at {address}"
@@ -135,18 +130,6 @@ def volume_call(volume: Volume) -> Call:
     outputs = tuple(replace(tensor, shape=volume.geometry.shape) for tensor in volume_model().outputs)
     inputs = {name: np.ascontiguousarray(volume.voxels), AFFINE: volume.geometry.affine}
     return Call(volume_model().name, inputs, outputs)
-
-
-def canary(spec: ModelSpec) -> Volume:
-    """The smallest volume that makes the server's pipeline run: one tile of padding."""
-    spacing_mm = spec.preprocessing.spacing_mm or (1.0, 1.0, 1.0)
-    shape = (_CANARY_SIDE, _CANARY_SIDE, _CANARY_SIDE)
-    voxels = np.full(shape, round(spec.preprocessing.padding_value), dtype=np.int16)
-    return Volume(voxels, VolumeGeometry(np.diag([*spacing_mm, 1.0])[[2, 1, 0, 3]], shape), spec.modality)
-
-
-def _send_canary(spec: ModelSpec, server: TritonServer, servers: ServerGroup) -> None:
-    servers.infer(volume_call(canary(spec)), limit_s=min(_CANARY_TIMEOUT_S, server.timeout_s))
 
 
 def _checked_labels(labels: UInt8Array, spec: ModelSpec) -> UInt8Array:
