@@ -62,7 +62,6 @@ class VolumeMetrics:
             result: Uncertainty in float32.
             decision: Upon the same volume.
         """
-        self.count("segmented")
         self._decisions[decision.outcome].increment(1)
         for item in result.agreement:
             if not math.isnan(item.dice):
@@ -70,9 +69,9 @@ class VolumeMetrics:
         labelled = result.uncertainty[result.label_map > 0]
         if not labelled.size:
             self._empty.increment(1)
-            return
-        for share, metric in self._quantiles.items():
+        for share, metric in self._quantiles.items() if labelled.size else ():
             metric.set(float(np.quantile(labelled, share)))
+        self.count("segmented")  # at last: who sees it counted sees the rest
 
     def _dice_of(self, segment: str) -> ServerObject:
         """The gauge of one segment; before it was found there is none, for a new gauge says 0."""

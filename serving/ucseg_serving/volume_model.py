@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -30,7 +33,7 @@ from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.pipeline import segment_volume
 from ucseg_runtime.preprocess import model_grid_of
-from ucseg_runtime.segmentation import EngineInfo, measure, ready_to_write
+from ucseg_runtime.segmentation import EngineInfo, Segmentation, measure, ready_to_write
 from ucseg_runtime.volume import Volume
 from ucseg_serving.bls_backend import BlsBackend, Caller, Route
 from ucseg_serving.repository_model import repository_model
@@ -69,6 +72,8 @@ class VolumeModel:
         self._spec = self._model.manifest
         tiles, in_flight = (int(settings.parameters[name]) for name in (TILES_PARAMETER, IN_FLIGHT_PARAMETER))
         senders = ThreadPoolExecutor(in_flight, thread_name_prefix="tiles")
+        # What only the operator wants to know is counted after the answer: no client waits for it.
+        self._counting = ThreadPoolExecutor(1, thread_name_prefix="counting")
         self._route = Route(settings.parameters[VOLUME_OVER_PARAMETER], tiles, senders)
         self._memory_bytes = int(settings.parameters[MEMORY_PARAMETER])
         self._metrics = VolumeMetrics(self._utils)
@@ -87,7 +92,8 @@ class VolumeModel:
         return [answered(self._utils, partial(self._answer, request)) for request in requests]
 
     def finalize(self) -> None:
-        """End the threads."""
+        """Finish counting, and end the threads."""
+        self._counting.shutdown()
         self._route.senders.shutdown()
 
     def _answer(self, request: ServerObject) -> list[ServerObject]:
@@ -102,14 +108,25 @@ class VolumeModel:
         except UcsegError as error:
             self._metrics.count("refused" if isinstance(error, InputError) else "failed")
             raise
-        if is_canary(volume):
-            self._metrics.count("canary")
-        else:
-            self._metrics.observe(result, decide(volume, stored, measure(result), self._model))
+        # A copy: the voxels go with the request.
+        kept = replace(volume, voxels=volume.voxels.copy())
+        self._counting.submit(self._count, kept, result, stored).add_done_callback(self._tell_defect)
         return [
             tensor_from_array(self._utils, LABELS, stored.label_map),
             tensor_from_array(self._utils, UNCERTAINTY, stored.uncertainty),
         ]
+
+    def _count(self, volume: Volume, result: Segmentation, stored: Segmentation) -> None:
+        if is_canary(volume):
+            self._metrics.count("canary")
+        else:
+            self._metrics.observe(result, decide(volume, stored, measure(result), self._model))
+
+    def _tell_defect(self, counted: Future[None]) -> None:
+        if error := counted.exception():
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            self._utils.Logger.log_error(f"a volume was not counted: {type(error).__name__} at {where}")
 
     def _volume(self, request: ServerObject) -> Volume:
         found = {name: self._utils.get_input_tensor_by_name(request, name) for name in (VOLUME, VOLUME_FLOAT, AFFINE)}

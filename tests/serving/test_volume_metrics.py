@@ -68,8 +68,16 @@ def tiles_of(served: ServedPhantom) -> float:
 
 
 def on_server(served: ServedPhantom, volume: Volume) -> Segmentation:
+    """What the server finds; it has counted the volume then, which it does after it has answered."""
+    before = volumes(served)
     remote = TritonServer((server_address(served.server.grpc_url),), "volume", timeout_s=WAIT_S)
-    return segment_on_server(volume, served.model, remote, gate=True)[0]
+    found = segment_on_server(volume, served.model, remote, gate=True)[0]
+    until(lambda: volumes(served) > before)
+    return found
+
+
+def volumes(served: ServedPhantom) -> float:
+    return sum(value for name, value in ours(served).items() if name.startswith("ucseg_volumes_total"))
 
 
 def test_nothing_is_said_of_subnets_before_a_volume_came(served: ServedPhantom) -> None:

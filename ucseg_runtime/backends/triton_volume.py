@@ -99,11 +99,9 @@ def segment_on_server(
     reason = f"whole volume served by Triton at {address}"
     grid = model_grid_of(volume.geometry, model.manifest.preprocessing)
     tiles = len(plan_tiles(grid.shape, model.manifest.tiling).tiles)
-    scaled = np.asarray(answer[UNCERTAINTY], dtype=np.float32)
-    scaled /= np.float32(UNCERTAINTY_STEPS)
     segmentation = Segmentation(
         label_map=_checked_labels(np.asarray(answer[LABELS], dtype=np.uint8), model.manifest),
-        uncertainty=scaled,
+        uncertainty=np.divide(answer[UNCERTAINTY], np.float32(UNCERTAINTY_STEPS), dtype=np.float32),
         probabilities=None,
         geometry=volume.geometry,
         classes=model.manifest.classes,
