@@ -198,10 +198,14 @@ def large_phantom() -> Volume:
 
 
 def _against(seconds: dict[str, list[float]], reference: str) -> dict[str, Any]:
-    """Medians without the first of each, which warms up, and their ratios to one of them."""
-    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-    ratios = {name: round(median / medians[reference], 3) for name, median in medians.items()}
-    return {"seconds": {name: round(median, 3) for name, median in medians.items()}, "ratios": ratios}
+    """Medians without the first turn, which warms up, and of each turn's ratios to one of them: machines drift."""
+    counted = {name: times[1:] for name, times in seconds.items()}
+    ratios = {
+        name: statistics.median(one / other for one, other in zip(times, counted[reference], strict=True))
+        for name, times in counted.items()
+    }
+    medians = {name: round(statistics.median(times), 3) for name, times in counted.items()}
+    return {"seconds": medians, "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}}
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
