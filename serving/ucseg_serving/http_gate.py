@@ -1,6 +1,6 @@
 """A gate in front of the HTTP port of a local Triton: what would end the server does not reach it.
 
-Everything else passes as it is and while it arrives, in both directions.
+Everything else passes while it arrives, in both directions.
 """
 
 from __future__ import annotations
@@ -22,11 +22,25 @@ from yarl import URL
 from ucseg_serving.json_inputs import MOST_BYTES, RefusedRequestError, check_json_inputs
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
+_LONGEST_LENGTH = 20
+_INFER = "/infer"
 _OF_ONE_CONNECTION = frozenset({"connection", "keep-alive", "transfer-encoding", "upgrade", "expect", "host"})
 _OF_A_COMPRESSED_BODY = frozenset({"content-encoding", "content-length"})
-_NOT_TO_BE_ADDED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+_CODINGS = ("gzip", "deflate", "identity")
+"""Those of Triton."""
+_NOT_TO_BE_ADDED = ("User-Agent", "Accept", "Accept-Encoding")
+_CONTENT_TYPE = "Content-Type"
+_BYTES = "application/octet-stream"
+"""Of every body: Triton looks at no type, but its HTTP library takes forms apart, and ends the server at 8 MB."""
 _PIECE_BYTES = 1 << 20
+_MOST_BODY_BYTES = (1 << 31) - 1
+"""Triton's HTTP library counts no further."""
+_UNFINISHED_S = 1.0
+"""For requests whose clients do not go on when the gate closes, which is after Triton has ended."""
 _IDLE_S = 3600.0
+"""For connections of clients that send nothing."""
+_KEPT_S = 1.0
+"""For connections to Triton between two requests: it waits for them when it is to end."""
 
 _Started = Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
 
@@ -50,40 +64,39 @@ def http_gate(listener: socket.socket, triton: str) -> Iterator[None]:
         try:
             yield
         finally:
-            loop.call_soon_threadsafe(stop.set)
+            if not served.done():
+                loop.call_soon_threadsafe(stop.set)
             served.result()
 
 
 async def _serve(listener: socket.socket, triton: str, started: _Started) -> None:
     stop = asyncio.Event()
     async with ClientSession(
-        connector=TCPConnector(limit=0),
+        connector=TCPConnector(limit=0, keepalive_timeout=_KEPT_S),
         timeout=ClientTimeout(total=None),  # the client and the queue policy say how long an answer may take
         cookie_jar=DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=_NOT_TO_BE_ADDED,
         read_bufsize=_PIECE_BYTES,
     ) as session:
-        server = web.Server(
-            _Passage(session, triton).answer,
+        application = web.Application()
+        passage = _Passage(session, triton)
+        for method in ("GET", "POST"):
+            application.router.add_route(method, "/{path:.*}", passage.answer)
+        runner = web.AppRunner(
+            application,
             access_log=None,
-            logger=_discreet_logger(),
+            logger=_LOGGER,
             handler_cancellation=True,  # a client that goes away cancels its request in the server
             keepalive_timeout=_IDLE_S,
             read_bufsize=_PIECE_BYTES,
+            shutdown_timeout=_UNFINISHED_S,
         )
-        runner = web.ServerRunner(server)
         await runner.setup()
         await web.SockSite(runner, listener).start()
         started.set_result((asyncio.get_running_loop(), stop))
         await stop.wait()
         await runner.cleanup()
-
-
-def _discreet_logger() -> logging.Logger:
-    logger = logging.getLogger(__name__)
-    logger.addFilter(_type_and_place)
-    return logger
 
 
 def _type_and_place(record: logging.LogRecord) -> bool:
@@ -97,6 +110,10 @@ def _type_and_place(record: logging.LogRecord) -> bool:
     return True
 
 
+_LOGGER = logging.getLogger(__name__)
+_LOGGER.addFilter(_type_and_place)
+
+
 class _Passage:
     """From a client to Triton and back."""
 
@@ -105,7 +122,7 @@ class _Passage:
         self._triton = URL(triton)
         self._one_at_a_time = asyncio.Lock()
 
-    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def answer(self, request: web.Request) -> web.StreamResponse:
         """What Triton answers, or why the request was not passed on."""
         try:
             return await self._passed_on(request, await self._checked_text(request))
@@ -116,25 +133,31 @@ class _Passage:
         except ClientError:
             return web.json_response({"error": "the server behind this port does not answer"}, status=502)
 
-    async def _checked_text(self, request: web.BaseRequest) -> bytes:
+    async def _checked_text(self, request: web.Request) -> bytes:
         """The JSON that a request of the KServe v2 protocol begins with; empty where there is none."""
+        if len(request.headers.getall("Content-Encoding", [])) > 1 or _coding(request) not in _CODINGS:
+            raise RefusedRequestError(f"Content-Encoding is not one of {', '.join(_CODINGS)}")
+        if (request.content_length or 0) > _MOST_BODY_BYTES:
+            raise RefusedRequestError(
+                f"the body has more than {_MOST_BODY_BYTES} bytes; use gRPC, or send less at a time"
+            )
         text = await _json_text(request) if request.method == "POST" else b""
         if text:
             async with self._one_at_a_time:  # a text takes many times its size while it is read
                 await asyncio.to_thread(check_json_inputs, text)
         return text
 
-    async def _passed_on(self, request: web.BaseRequest, text: bytes) -> web.StreamResponse:
+    async def _passed_on(self, request: web.Request, text: bytes) -> web.StreamResponse:
         async with self._session.request(
             request.method,
             self._url(request),
-            headers=_headers_for_triton(request.headers),
+            headers=_headers_for_triton(request),
             data=_body(text, request) if request.body_exists else None,
             allow_redirects=False,
         ) as answer:
             return await _copied(answer, request)
 
-    def _url(self, request: web.BaseRequest) -> URL:
+    def _url(self, request: web.Request) -> URL:
         asked = request.rel_url
         if not asked.raw_path.startswith("/"):
             raise RefusedRequestError("the request asks for no path")
@@ -148,11 +171,11 @@ class _Passage:
         )
 
 
-async def _json_text(request: web.BaseRequest) -> bytes:
+async def _json_text(request: web.Request) -> bytes:
     lengths = request.headers.getall(_HEADER_LENGTH, [])
-    if not lengths:
+    if not lengths or not request.rel_url.raw_path.endswith(_INFER):  # elsewhere Triton does not look at it
         return await _whole_body(request)
-    if len(lengths) > 1 or not lengths[0].isdecimal() or len(lengths[0]) > len(str(MOST_BYTES)):
+    if len(lengths) > 1 or not (lengths[0].isascii() and lengths[0].isdecimal()) or len(lengths[0]) > _LONGEST_LENGTH:
         raise RefusedRequestError(f"{_HEADER_LENGTH} is no number of bytes of the JSON header")
     if int(lengths[0]) > MOST_BYTES:
         raise _too_long()
@@ -162,7 +185,7 @@ async def _json_text(request: web.BaseRequest) -> bytes:
         raise RefusedRequestError(f"the request is shorter than its {_HEADER_LENGTH}") from error
 
 
-async def _whole_body(request: web.BaseRequest) -> bytes:
+async def _whole_body(request: web.Request) -> bytes:
     text = bytearray()
     async for piece in request.content.iter_any():
         text += piece
@@ -175,22 +198,32 @@ def _too_long() -> RefusedRequestError:
     return RefusedRequestError(f"more than {MOST_BYTES >> 20} MiB of JSON; send tensors as bytes with binary_data_size")
 
 
-def _headers_for_triton(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    unpacked = "Content-Encoding" in headers  # the gate has read the body as it was before it was compressed
-    return _without(headers, _OF_ONE_CONNECTION | _OF_A_COMPRESSED_BODY if unpacked else _OF_ONE_CONNECTION)
+def _headers_for_triton(request: web.Request) -> list[tuple[str, str]]:
+    left_out = _OF_ONE_CONNECTION | {_CONTENT_TYPE.lower()}
+    if _coding(request) != "identity":  # the gate has unpacked the body
+        left_out |= _OF_A_COMPRESSED_BODY
+    return [*_without(request.headers, left_out), (_CONTENT_TYPE, _BYTES)]
+
+
+def _coding(request: web.Request) -> str:
+    return request.headers.get("Content-Encoding", "identity")
 
 
 def _without(headers: Mapping[str, str], names: frozenset[str]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers.items() if name.lower() not in names]
 
 
-async def _body(text: bytes, request: web.BaseRequest) -> AsyncIterator[bytes]:
+async def _body(text: bytes, request: web.Request) -> AsyncIterator[bytes]:
     yield text
+    passed = len(text)
     async for piece in request.content.iter_any():
+        passed += len(piece)
+        if passed > _MOST_BODY_BYTES:  # unpacked, or in pieces
+            raise web.RequestPayloadError
         yield piece
 
 
-async def _copied(answer: ClientResponse, request: web.BaseRequest) -> web.StreamResponse:
+async def _copied(answer: ClientResponse, request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(
         status=answer.status, reason=answer.reason, headers=_without(answer.headers, _OF_ONE_CONNECTION)
     )

@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ucseg_runtime.errors import BackendError, ServerTimeoutError
@@ -93,7 +93,6 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
     with ExitStack() as held:
         listener = held.enter_context(_bound(options.http_port))
         private_http, grpc, metrics = (_usable_port(port) for port in (0, options.grpc_port, options.metrics_port))
-        held.enter_context(http_gate(listener, f"http://{_LOOPBACK}:{private_http}"))
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="ucseg-serve-"))
         log = Path(folder) / "triton.log"
         regions = f"ucseg_{os.getpid()}_{secrets.token_hex(4)}_"
@@ -109,16 +108,21 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
             )
         # A core file of the server would hold pixels.
         resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
-        server = LocalServer(
+        private = LocalServer(
             process,
-            http_url=f"http://{_LOOPBACK}:{listener.getsockname()[1]}",
+            http_url=f"http://{_LOOPBACK}:{private_http}",
             grpc_url=f"grpc://{_LOOPBACK}:{grpc}",
             metrics_url=f"http://{_LOOPBACK}:{metrics}/metrics",
             log=log,
         )
         try:
-            wait_until_ready(server, options.ready_timeout_s)
-            yield server
+            wait_until_ready(private, options.ready_timeout_s)
+            port = listener.getsockname()[1]
+            try:
+                held.enter_context(http_gate(listener, private.http_url))
+            except OSError as error:
+                raise _taken(port, error) from error
+            yield replace(private, http_url=f"http://{_LOOPBACK}:{port}")
         finally:
             _stop(process, options.stop_timeout_s)
             _remove_regions(regions)
@@ -278,7 +282,11 @@ def _bound(port: int) -> socket.socket:
         bound.bind((_LOOPBACK, port))
     except OSError as error:
         bound.close()
-        raise BackendError(
-            f"port {port} is taken ({error.strerror}).", hint="Stop what listens there, or choose another port."
-        ) from error
+        raise _taken(port, error) from error
     return bound
+
+
+def _taken(port: int, error: OSError) -> BackendError:
+    return BackendError(
+        f"port {port} is taken ({error.strerror}).", hint="Stop what listens there, or choose another port."
+    )

@@ -67,10 +67,11 @@ class VolumeMetrics:
             if not math.isnan(item.dice):
                 self._dice_of(item.name).set(item.dice)
         labelled = result.uncertainty[result.label_map > 0]
-        if not labelled.size:
+        if labelled.size:
+            for share, metric in self._quantiles.items():
+                metric.set(float(np.quantile(labelled, share)))
+        else:
             self._empty.increment(1)
-        for share, metric in self._quantiles.items() if labelled.size else ():
-            metric.set(float(np.quantile(labelled, share)))
         self.count("segmented")  # at last: who sees it counted sees the rest
 
     def _dice_of(self, segment: str) -> ServerObject:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,7 @@ class VolumeModel:
         senders = ThreadPoolExecutor(in_flight, thread_name_prefix="tiles")
         # What only the operator wants to know is counted after the answer: no client waits for it.
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="counting")
+        self._counted: list[Future[None]] = []
         self._route = Route(settings.parameters[VOLUME_OVER_PARAMETER], tiles, senders)
         self._memory_bytes = int(settings.parameters[MEMORY_PARAMETER])
         self._metrics = VolumeMetrics(self._utils)
@@ -97,6 +98,7 @@ class VolumeModel:
         self._route.senders.shutdown()
 
     def _answer(self, request: ServerObject) -> list[ServerObject]:
+        wait(self._counted)  # two volumes would take the memory of two
         try:
             volume = self._volume(request)
             check_volume(volume, self._spec, self._memory_bytes)
@@ -110,7 +112,8 @@ class VolumeModel:
             raise
         # A copy: the voxels go with the request.
         kept = replace(volume, voxels=volume.voxels.copy())
-        self._counting.submit(self._count, kept, result, stored).add_done_callback(self._tell_defect)
+        self._counted = [self._counting.submit(self._count, kept, result, stored)]
+        self._counted[0].add_done_callback(self._tell_defect)
         return [
             tensor_from_array(self._utils, LABELS, stored.label_map),
             tensor_from_array(self._utils, UNCERTAINTY, stored.uncertainty),

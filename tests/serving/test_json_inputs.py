@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from contextlib import suppress
@@ -21,7 +22,7 @@ JSON_VALUES = st.recursive(
 
 
 def request(**tensor: Any) -> bytes:
-    return json.dumps({"inputs": [{"name": "IMAGE", "datatype": "FP32", **tensor}]}).encode()
+    return json.dumps({"inputs": [{"name": "IMAGE", "datatype": "FP32"} | tensor]}).encode()
 
 
 def nested(shape: list[int]) -> list[Any]:
@@ -94,6 +95,18 @@ def test_what_cannot_be_read_is_refused(text: bytes) -> None:
 )
 def test_what_holds_no_numbers_is_left_to_the_server(text: bytes) -> None:
     check_json_inputs(text)
+
+
+def test_the_garbage_collector_is_as_it_was() -> None:
+    assert gc.isenabled()
+    check_json_inputs(b"{}")
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("name", [None, 5, ["x"] * 100, {"x": 1}])
+def test_a_name_that_is_none_is_not_shown(name: object) -> None:
+    with pytest.raises(RefusedRequestError, match="^an input without a name: "):
+        check_json_inputs(request(name=name, shape=[2], data=[1]))
 
 
 @given(JSON_VALUES)

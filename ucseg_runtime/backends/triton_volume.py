@@ -55,8 +55,8 @@ def segment_on_server(
 ) -> tuple[Segmentation, RemoteRun]:
     """Let a server run the whole method on one volume.
 
-    A server whose Python model died or hangs still calls itself ready, but fails the volume within two seconds, and it
-    goes to the next server.
+    A server whose Python model died or hangs still calls itself ready, but fails the volume soon, and it goes to the
+    next server.
 
     Args:
         volume: Any orientation and spacing; int16 or float32 voxels in modality units.
