@@ -170,8 +170,10 @@ def test_a_server_that_is_not_there_is_told_at_once_and_waited_for_until_the_dea
     assert "attempts go on for" in caplog.text
 
 
-@pytest.mark.parametrize(("fault", "scheme"), [(signal.SIGKILL, "grpc"), (signal.SIGSTOP, "http")])
-@pytest.mark.parametrize("dead", ["ucseg_volume", "ucseg_merged"])
+@pytest.mark.parametrize(
+    ("dead", "fault", "scheme"),
+    [("ucseg_volume", signal.SIGKILL, "grpc"), ("ucseg_merged", signal.SIGSTOP, "http")],
+)
 def test_a_volume_soon_leaves_a_server_whose_model_died_or_hangs(
     service: Service,
     running: LocalServer,
