@@ -6,6 +6,8 @@ hold patient data, file names or pixel values: a file is named by its ordinal in
 
 from __future__ import annotations
 
+import os
+import traceback
 from typing import ClassVar, Literal
 
 TritonCode = Literal["INVALID_ARG", "INTERNAL", "UNAVAILABLE", "CANCELLED"]
@@ -206,3 +208,9 @@ class SpoolError(OutputError):
     """The spool of a listener cannot be used."""
 
     default_code = "UCSEG-E172"
+
+
+def type_and_place(error: BaseException) -> str:
+    """What may be told of a defect, as ``KeyError at reader.py:41``: its message can hold values of the headers."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {os.path.basename(place.filename)}:{place.lineno}"

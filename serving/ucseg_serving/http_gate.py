@@ -8,17 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import traceback
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 from aiohttp.http import HttpProcessingError
 from yarl import URL
 
+from ucseg_runtime.errors import type_and_place
 from ucseg_serving.json_inputs import MOST_BYTES, RefusedRequestError, check_json_inputs
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -51,7 +50,7 @@ def http_gate(listener: socket.socket, triton: str) -> Iterator[None]:
 
     Args:
         listener: Bound to the port that clients use; closed at the end.
-        triton: ``http://HOST:PORT`` of the server behind the gate, which may come up later.
+        triton: ``http://HOST:PORT`` of the server behind the gate.
     """
     started: _Started = Future()
     with ThreadPoolExecutor(1, "http-gate") as thread:
@@ -99,19 +98,18 @@ async def _serve(listener: socket.socket, triton: str, started: _Started) -> Non
         await runner.cleanup()
 
 
-def _type_and_place(record: logging.LogRecord) -> bool:
+def _discreet(record: logging.LogRecord) -> bool:
     """Keep of an error what quotes no request; of a malformed request nothing, since its sender is told."""
     error = record.exc_info[1] if record.exc_info else None
     if error is None or isinstance(error, HttpProcessingError | web.RequestPayloadError):
         return False
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    record.msg, record.exc_info = "a request over HTTP could not be passed on: %s at %s:%d", None
-    record.args = (type(error).__name__, Path(place.filename).name, place.lineno)
+    record.msg, record.args = "a request over HTTP could not be passed on: %s", (type_and_place(error),)
+    record.exc_info = None
     return True
 
 
 _LOGGER = logging.getLogger(__name__)
-_LOGGER.addFilter(_type_and_place)
+_LOGGER.addFilter(_discreet)
 
 
 class _Passage:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -28,7 +26,7 @@ from ucseg_runtime.backends.triton_tensors import (
 )
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.decision import decide
-from ucseg_runtime.errors import InputError, UcsegError
+from ucseg_runtime.errors import InputError, UcsegError, type_and_place
 from ucseg_runtime.geometry import VolumeGeometry
 from ucseg_runtime.manifest import ModelSpec
 from ucseg_runtime.pipeline import segment_volume
@@ -127,9 +125,7 @@ class VolumeModel:
 
     def _tell_defect(self, counted: Future[None]) -> None:
         if error := counted.exception():
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}:{place.lineno}"
-            self._utils.Logger.log_error(f"a volume was not counted: {type(error).__name__} at {where}")
+            self._utils.Logger.log_error(f"a volume was not counted: {type_and_place(error)}")
 
     def _volume(self, request: ServerObject) -> Volume:
         found = {name: self._utils.get_input_tensor_by_name(request, name) for name in (VOLUME, VOLUME_FLOAT, AFFINE)}

@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import queue
 import threading
-import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from typing import TypeAlias
 
 from ucseg_runtime.batch.runners import LocalRunner
 from ucseg_runtime.config import InferenceOptions, OutputOptions
-from ucseg_runtime.errors import EngineMismatchError, InputError, OutputError, UcsegError
+from ucseg_runtime.errors import EngineMismatchError, InputError, OutputError, UcsegError, type_and_place
 from ucseg_runtime.model_folder import Model, load_model
 from ucseg_runtime.neighbours import SeriesJob
 from ucseg_runtime.segmentation import EngineInfo
@@ -125,9 +124,7 @@ class SeriesActor:
         except UcsegError as error:
             self._end(Broken(error))
         except Exception as error:  # noqa: BLE001  the driver must be answered, by type and place alone
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{Path(place.filename).name}:{place.lineno}"
-            message = f"defect in ucseg, in an actor: {type(error).__name__} at {where}."
+            message = f"defect in ucseg, in an actor: {type_and_place(error)}."
             self._end(Broken(UcsegError(message, code="UCSEG-E199")))
 
     def _jobs(self) -> Iterator[SeriesJob | None]:

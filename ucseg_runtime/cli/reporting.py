@@ -12,7 +12,7 @@ from types import FrameType
 
 import typer
 
-from ucseg_runtime.errors import EXIT_DEFECT, EXIT_INTERRUPTED, UcsegError
+from ucseg_runtime.errors import EXIT_DEFECT, EXIT_INTERRUPTED, UcsegError, type_and_place
 from ucseg_runtime.json_text import json_text
 
 DEBUG_VARIABLE = "UCSEG_DEBUG"
@@ -45,11 +45,7 @@ def reported(as_json: bool) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001  (the edge of the command line: a defect of ucseg, reported as such)
         # The message of a foreign exception can hold values of the headers: only its type and place are shown.
         _print_traceback()
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{os.path.basename(place.filename)}:{place.lineno}"
-        message = (
-            f"defect in ucseg: {type(error).__name__} at {where}. Set {DEBUG_VARIABLE}=1 to see the whole traceback."
-        )
+        message = f"defect in ucseg: {type_and_place(error)}. Set {DEBUG_VARIABLE}=1 to see the whole traceback."
         report = {"code": "UCSEG-E199", "error": type(error).__name__, "message": message, "exit_code": EXIT_DEFECT}
         _print_error(report, f"UCSEG-E199 {message}", as_json)
         raise typer.Exit(EXIT_DEFECT) from None
