@@ -14,6 +14,8 @@ MOST_BYTES = 16 << 20
 """Of JSON text in one request: the worst one is read in under a second and a gigabyte."""
 
 _MORE_THAN_ANY_TEXT = MOST_BYTES + 1
+_MOST_VALUES = 1 << 40
+"""Of a tensor, a side of 0 taken as 1: the processes of Triton's Python models end where NumPy has no such array."""
 _Json = dict[str, "_Json"] | list["_Json"] | str | int | float | bool | None
 
 
@@ -30,12 +32,15 @@ def check_json_inputs(text: bytes) -> None:
         text: The request, or its JSON header where tensors follow as bytes.
 
     Raises:
-        RefusedRequestError: No JSON, a field that comes twice, or another count of numbers than the shape declares.
+        RefusedRequestError: No JSON, a field that comes twice, another count of numbers than the shape declares, or
+            sides that no array has.
     """
     try:
         with _without_garbage_collection():
             for tensor in _tensors(json.loads(text, object_pairs_hook=_once)):
-                _check_count(tensor)
+                _check_extent(tensor)
+                if "data" in tensor:
+                    _check_count(tensor)
     except RefusedRequestError:
         raise
     except (ValueError, RecursionError) as error:
@@ -63,16 +68,23 @@ def _once(pairs: list[tuple[str, _Json]]) -> dict[str, _Json]:
 
 
 def _tensors(request: _Json) -> Iterator[dict[str, _Json]]:
-    """Inputs whose values are in the JSON text."""
+    """The inputs of a request, as far as they are described by objects."""
     inputs = request.get("inputs") if isinstance(request, dict) else None
     for tensor in inputs if isinstance(inputs, list) else ():
-        if isinstance(tensor, dict) and "data" in tensor:
+        if isinstance(tensor, dict):
             yield tensor
 
 
+def _check_extent(tensor: dict[str, _Json]) -> None:
+    shape, extent = tensor.get("shape"), 1
+    for length in shape if isinstance(shape, list) else ():
+        extent = min(extent * max(length, 1) if type(length) is int else extent, _MOST_VALUES + 1)
+    if extent > _MOST_VALUES:
+        raise RefusedRequestError(f"{_called(tensor)}: its shape has sides that no array has")
+
+
 def _check_count(tensor: dict[str, _Json]) -> None:
-    name, shape, given, declared = tensor.get("name"), tensor.get("shape"), _count(tensor["data"]), 1
-    called = f"input {name[:64]!r}" if isinstance(name, str) else "an input without a name"
+    called, shape, given, declared = _called(tensor), tensor.get("shape"), _count(tensor["data"]), 1
     for length in shape if isinstance(shape, list) else [None]:
         if type(length) is not int or length < 0:
             raise RefusedRequestError(f"{called}: its shape is no list of whole numbers from 0 on")
@@ -83,6 +95,11 @@ def _check_count(tensor: dict[str, _Json]) -> None:
             f"{called}: values that its shape declares: {many}, values that came: {given}; "
             "send as many as it declares, or the tensor as bytes with binary_data_size"
         )
+
+
+def _called(tensor: dict[str, _Json]) -> str:
+    name = tensor.get("name")
+    return f"input {name[:64]!r}" if isinstance(name, str) else "an input without a name"
 
 
 def _count(data: _Json) -> int:

@@ -26,7 +26,7 @@ from ucseg_serving.local_server import LocalOptions
 
 TIMEOUT_S = 60.0
 TILE = np.random.default_rng(0).random((1, 1, *PHANTOM.tile_shape), dtype=np.float32)
-TOO_FEW = {"inputs": [{"name": "IMAGE", "datatype": "FP32", "shape": [99_999] * 3, "data": []}]}
+TOO_FEW = {"inputs": [{"name": "IMAGE", "datatype": "FP32", "shape": [9_999] * 3, "data": []}]}
 BEGINNING_OF_AN_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf of it"
 
 

@@ -35,7 +35,7 @@ def test_as_many_numbers_as_declared_pass_flat_and_nested(shape: list[int]) -> N
     check_json_inputs(request(shape=shape, data=[0.5] * math.prod(shape)))
 
 
-@given(st.lists(st.integers(0, 10**30), min_size=1, max_size=6), st.integers(0, 30))
+@given(st.lists(st.integers(0, 90), min_size=1, max_size=6), st.integers(0, 30))
 def test_another_count_is_refused_with_both_counts(shape: list[int], given_values: int) -> None:
     declared = math.prod(shape)
     if declared == given_values:
@@ -89,8 +89,8 @@ def test_what_cannot_be_read_is_refused(text: bytes) -> None:
         b"[]",
         b'{"inputs": 5}',
         b'{"inputs": [5]}',
-        request(shape=[99_999] * 3, parameters={"binary_data_size": 10}),
-        request(shape=[99_999] * 3, parameters={"shared_memory_region": "x", "shared_memory_byte_size": 10}),
+        request(shape=[9_999] * 3, parameters={"binary_data_size": 10}),
+        request(shape=[9_999] * 3, parameters={"shared_memory_region": "x", "shared_memory_byte_size": 10}),
     ],
 )
 def test_what_holds_no_numbers_is_left_to_the_server(text: bytes) -> None:
@@ -119,7 +119,7 @@ def test_any_json_passes_or_is_refused(value: Any) -> None:
 
 
 def test_a_shape_of_huge_numbers_is_refused() -> None:
-    with pytest.raises(RefusedRequestError, match="more than can come"):
+    with pytest.raises(RefusedRequestError, match="sides that no array has"):
         check_json_inputs(request(shape=[10**4000] * 2000, data=[]))
 
 
