@@ -29,7 +29,8 @@ import numpy as np
 
 from measuring import environment
 from serve_kills import kill_load
-from served import Service, free_port
+from served import Service
+from tests.processes import free_port
 from ucseg_runtime.backends import open_backend
 from ucseg_runtime.backends.triton_volume import segment_on_server
 from ucseg_runtime.config import InferenceOptions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +34,3 @@ class Service:
     def client(self, mode: TritonMode) -> TritonServer:
         """Options of one client."""
         return TritonServer((server_address(self.url),), mode, timeout_s=_TIMEOUT_S)
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

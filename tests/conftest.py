@@ -10,7 +10,6 @@ import pytest
 
 from tests.served_phantom import ServedPhantom, serve_phantom
 from ucseg_runtime.packaged_data import write_demo_study
-from ucseg_serving.local_server import server_ended
 
 LONGEST = ("test_training_guide.py", "test_tensorrt.py", "test_parity.py", "test_listen.py", "test_bare_install.py")
 """Files that take a minute or more, wherever they lie."""
@@ -67,4 +66,4 @@ def served_phantom_is_alive(request: pytest.FixtureRequest) -> None:
     """Where a test stopped the server, those after it say so at once instead of waiting for it."""
     if "served_phantom" in request.fixturenames:
         server = request.getfixturevalue("served_phantom").server
-        assert server.process.poll() is None, str(server_ended(server))
+        assert server.process.poll() is None, str(server.triton.ended())

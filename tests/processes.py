@@ -14,10 +14,15 @@ STOP_TIMEOUT_S = 10.0
 
 
 def free_port() -> int:
-    """A port of loopback on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
+    """A port of loopback on which nothing listens, and that nobody else is given as long as this process lives.
+
+    Servers can listen there, one after the other: they set SO_REUSEADDR, as this does.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((LOOPBACK, 0))
+    port: int = held.getsockname()[1]
+    held.detach()  # stays open
     return port
 
 

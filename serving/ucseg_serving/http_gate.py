@@ -44,31 +44,47 @@ _KEPT_S = 1.0
 _Started = Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]
 
 
+class HttpGate:
+    """Whether requests pass; at first they do not."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+
+    def open(self) -> None:
+        """Let requests pass."""
+        self.is_open = True
+
+    def close(self) -> None:
+        """Refuse new requests, and let those in work go on: a Triton that is to end waits for its connections."""
+        self.is_open = False
+
+
 @contextmanager
-def http_gate(listener: socket.socket, triton: str) -> Iterator[None]:
-    """Pass requests on for the length of a ``with`` block, in a thread of its own.
+def http_gate(listener: socket.socket, triton: str) -> Iterator[HttpGate]:
+    """Answer requests for the length of a ``with`` block, in a thread of its own; once it is opened, pass them on.
 
     Args:
-        listener: Bound to the port that clients use; closed at the end.
+        listener: At the port that clients use; closed at the end.
         triton: ``http://HOST:PORT`` of the server behind the gate.
     """
     started: _Started = Future()
+    gate = HttpGate()
     with ThreadPoolExecutor(1, "http-gate") as thread:
-        served = thread.submit(asyncio.run, _serve(listener, triton, started))
+        served = thread.submit(asyncio.run, _serve(listener, triton, gate, started))
         ended_or_started: list[Future[Any]] = [served, started]
         wait(ended_or_started, return_when=FIRST_COMPLETED)
         if served.done():
             served.result()
         loop, stop = started.result()
         try:
-            yield
+            yield gate
         finally:
             if not served.done():
                 loop.call_soon_threadsafe(stop.set)
             served.result()
 
 
-async def _serve(listener: socket.socket, triton: str, started: _Started) -> None:
+async def _serve(listener: socket.socket, triton: str, gate: HttpGate, started: _Started) -> None:
     stop = asyncio.Event()
     async with ClientSession(
         connector=TCPConnector(limit=0, keepalive_timeout=_KEPT_S),
@@ -79,7 +95,7 @@ async def _serve(listener: socket.socket, triton: str, started: _Started) -> Non
         read_bufsize=_PIECE_BYTES,
     ) as session:
         application = web.Application()
-        passage = _Passage(session, triton)
+        passage = _Passage(session, triton, gate)
         for method in ("GET", "POST"):
             application.router.add_route(method, "/{path:.*}", passage.answer)
         runner = web.AppRunner(
@@ -115,21 +131,24 @@ _LOGGER.addFilter(_discreet)
 class _Passage:
     """From a client to Triton and back."""
 
-    def __init__(self, session: ClientSession, triton: str) -> None:
+    def __init__(self, session: ClientSession, triton: str, gate: HttpGate) -> None:
         self._session = session
         self._triton = URL(triton)
+        self._gate = gate
         self._one_at_a_time = asyncio.Lock()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """What Triton answers, or why the request was not passed on."""
+        if not self._gate.is_open:
+            return _refusal(503, "the server behind this port starts, or stops")
         try:
             return await self._passed_on(request, await self._checked_text(request))
         except RefusedRequestError as error:
-            return web.json_response({"error": str(error)}, status=400)
+            return _refusal(400, str(error))
         except web.RequestPayloadError:
-            return web.json_response({"error": "the body of the request cannot be read"}, status=400)
+            return _refusal(400, "the body of the request cannot be read")
         except ClientError:
-            return web.json_response({"error": "the server behind this port does not answer"}, status=502)
+            return _refusal(502, "the server behind this port does not answer")
 
     async def _checked_text(self, request: web.Request) -> bytes:
         """The JSON that a request of the KServe v2 protocol begins with; empty where there is none."""
@@ -167,6 +186,10 @@ class _Passage:
             query_string=asked.raw_query_string,
             encoded=True,
         )
+
+
+def _refusal(status: int, why: str) -> web.Response:
+    return web.json_response({"error": why}, status=status)
 
 
 async def _json_text(request: web.Request) -> bytes:

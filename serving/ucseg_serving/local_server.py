@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import resource
 import secrets
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from ucseg_runtime.errors import BackendError, ServerTimeoutError
-from ucseg_serving.http_gate import http_gate
+from ucseg_serving.http_gate import HttpGate, http_gate
+from ucseg_serving.loopback_ports import LOOPBACK, lent_port, listening_port, number_of
+from ucseg_serving.model_processes import wait_for_an_end
 from ucseg_serving.repository_checks import check_repository
 from ucseg_serving.server_package import ServerPackage
+from ucseg_serving.triton_process import TritonProcess, TritonStart, remove_stale_regions
 
-_LOOPBACK = "127.0.0.1"
+_LOGGER = logging.getLogger(__name__)
 _RESTRICTED = ("model-repository", "statistics", "trace", "logging")
 _SHARED_MEMORY = "shared-memory"
-_REGIONS = Path("/dev/shm")  # noqa: S108  (where Linux shows shared memory)
-_POLL_S = 0.1
-_SHOWN_LOG_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -59,18 +55,33 @@ class LocalServer:
     """A server that is ready.
 
     Attributes:
-        process: Of the server; also the leader of the process group of its Python models.
-        http_url: ``http://127.0.0.1:PORT``.
+        triton: What runs.
+        gate: In front of its port for HTTP.
+        http_url: ``http://127.0.0.1:PORT``, of the gate.
         grpc_url: ``grpc://127.0.0.1:PORT``.
         metrics_url: Where Prometheus reads.
-        log: What the server writes.
     """
 
-    process: subprocess.Popen[bytes]
+    triton: TritonProcess
+    gate: HttpGate
     http_url: str
     grpc_url: str
     metrics_url: str
-    log: Path
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """Of Triton as it runs now; also the leader of the process group of its Python models."""
+        return self.triton.process
+
+    def restart(self) -> None:
+        """Start Triton again, at the same ports; requests in work may finish first.
+
+        Raises:
+            BackendError, ServerTimeoutError: See `running_server`.
+        """
+        self.gate.close()
+        self.triton.restart()
+        self.gate.open()
 
 
 @contextmanager
@@ -91,41 +102,49 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
     check_repository(repository)
     remove_stale_regions()
     with ExitStack() as held:
-        listener = held.enter_context(_bound(options.http_port))
-        private_http, grpc, metrics = (_usable_port(port) for port in (0, options.grpc_port, options.metrics_port))
+        listener = held.enter_context(listening_port(options.http_port))
+        wanted = (0, options.grpc_port, options.metrics_port)
+        ports = [number_of(held.enter_context(lent_port(port))) for port in wanted]
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="ucseg-serve-"))
-        log = Path(folder) / "triton.log"
+        private_http, grpc, metrics = (f"{LOOPBACK}:{port}" for port in ports)
         regions = f"ucseg_{os.getpid()}_{secrets.token_hex(4)}_"
-        command = server_command(package, repository, options, [private_http, grpc, metrics], regions)
-        with log.open("wb") as stream:
-            process = subprocess.Popen(  # noqa: S603  (a fixed program, no shell)
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                env=_environment(package),
-                start_new_session=True,
-            )
-        # A core file of the server would hold pixels.
-        resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
-        private = LocalServer(
-            process,
-            http_url=f"http://{_LOOPBACK}:{private_http}",
-            grpc_url=f"grpc://{_LOOPBACK}:{grpc}",
-            metrics_url=f"http://{_LOOPBACK}:{metrics}/metrics",
-            log=log,
+        start = TritonStart(
+            command=server_command(package, repository, options, ports, regions),
+            environment=_environment(package),
+            log=Path(folder) / "triton.log",
+            health_url=f"http://{private_http}/v2/health/ready",
+            metrics_url=f"http://{metrics}/metrics",
+            regions=regions,
+            ready_timeout_s=options.ready_timeout_s,
+            stop_timeout_s=options.stop_timeout_s,
         )
-        try:
-            wait_until_ready(private, options.ready_timeout_s)
-            port = listener.getsockname()[1]
-            try:
-                held.enter_context(http_gate(listener, private.http_url))
-            except OSError as error:
-                raise _taken(port, error) from error
-            yield replace(private, http_url=f"http://{_LOOPBACK}:{port}")
-        finally:
-            _stop(process, options.stop_timeout_s)
-            _remove_regions(regions)
+        gate = held.enter_context(http_gate(listener, f"http://{private_http}"))
+        triton = TritonProcess(start)
+        held.callback(triton.stop)
+        triton.wait_until_ready()
+        http_url = f"http://{LOOPBACK}:{number_of(listener)}"
+        held.callback(gate.close)
+        gate.open()
+        yield LocalServer(triton, gate, http_url, f"grpc://{grpc}", start.metrics_url)
+
+
+def keep_running(server: LocalServer) -> NoReturn:
+    """Start Triton again whenever a Python model has lost its process, until Triton itself ends.
+
+    Triton goes on without such a model, and calls itself ready; what ends by itself, whoever started this process sees.
+    Until Triton is ready again requests are refused as by a server that is away, which clients of ucseg wait for.
+
+    Raises:
+        BackendError: Triton ended by itself, or was not ready again.
+        ServerTimeoutError: It was not ready again in time.
+    """
+    while models := wait_for_an_end(server.process.pid):
+        _LOGGER.warning("a process of %s ended; Triton is started again", ", ".join(sorted(models)))
+        since = time.monotonic()
+        server.restart()
+        _LOGGER.warning("Triton is ready again, after %.1f s", time.monotonic() - since)
+    server.process.wait()
+    raise server.triton.ended()
 
 
 def server_command(
@@ -149,9 +168,9 @@ def server_command(
         "model-repository": repository,
         "backend-directory": package.backends,
         "backend-config": f"python,shm-region-prefix-name={regions}",
-        "http-address": _LOOPBACK,
-        "grpc-address": _LOOPBACK,
-        "metrics-address": _LOOPBACK,
+        "http-address": LOOPBACK,
+        "grpc-address": LOOPBACK,
+        "metrics-address": LOOPBACK,
         "http-port": ports[0],
         "grpc-port": ports[1],
         "metrics-port": ports[2],
@@ -184,14 +203,6 @@ def _tracing(url: str) -> list[str]:
     return [f"--trace-config={name}={value}" for name, value in settings.items()]
 
 
-def server_ended(server: LocalServer) -> BackendError:
-    """The error for a server that ended by itself, with what it said last."""
-    return BackendError(
-        f"Triton ended with {server.process.returncode}: {_last_errors(server.log)}",
-        hint="Check the model folder with ucseg doctor, and that the ports are free.",
-    )
-
-
 def _environment(package: ServerPackage) -> dict[str, str]:
     """The Python models find the packages of the running interpreter through the one that leads the path."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
@@ -201,92 +212,3 @@ def _environment(package: ServerPackage) -> dict[str, str]:
         "PATH": os.pathsep.join([interpreter, os.environ.get("PATH", os.defpath)]),
         "LD_LIBRARY_PATH": os.pathsep.join(map(str, package.libraries)),
     }
-
-
-def wait_until_ready(server: LocalServer, timeout_s: float) -> None:
-    """Wait until every model is ready and the metrics can be read.
-
-    Raises:
-        BackendError: The server ended before.
-        ServerTimeoutError: It was not ready in time.
-    """
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if server.process.poll() is not None:
-            raise server_ended(server)
-        # Triton opens its metrics last, a moment after it calls itself ready.
-        if _answers(f"{server.http_url}/v2/health/ready") and _answers(server.metrics_url):
-            return
-        time.sleep(_POLL_S)
-    raise ServerTimeoutError(
-        f"Triton was not ready after {timeout_s:.0f} s: {_last_errors(server.log)}", hint="Allow more time."
-    )
-
-
-def _answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=2.0) as response:
-            return int(response.status) == 200
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def _last_errors(log: Path) -> str:
-    """What the server said about its failure, one line."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    telling = [line for line in lines if line.startswith("E") or "Error" in line or "UCSEG" in line]
-    return " | ".join(line.strip() for line in (telling or lines)[-_SHOWN_LOG_LINES:])
-
-
-def _stop(process: subprocess.Popen[bytes], timeout_s: float) -> None:
-    """Let the server finish its requests; what is left of its process group afterwards is ended."""
-    process.terminate()
-    try:
-        process.wait(timeout_s + 5.0)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    try:
-        # A server that died leaves its Python models behind.
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def _remove_regions(prefix: str) -> None:
-    """A server that was killed leaves the shared memory of its Python models."""
-    for region in _REGIONS.glob(f"{prefix}*"):
-        region.unlink(missing_ok=True)
-
-
-def remove_stale_regions() -> None:
-    """Remove the shared memory of servers and clients of ucseg whose process is gone."""
-    for region in _REGIONS.glob("ucseg_*_*"):
-        process = region.name.split("_")[1]
-        if process.isdigit() and not Path("/proc", process).exists():
-            region.unlink(missing_ok=True)
-
-
-def _usable_port(wanted: int) -> int:
-    """A port that nobody listens at; what answers there later is then the server that was started."""
-    with _bound(wanted) as probe:
-        return int(probe.getsockname()[1])
-
-
-def _bound(port: int) -> socket.socket:
-    """A socket at a port of loopback that nobody listens at; 0 takes a free one."""
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((_LOOPBACK, port))
-    except OSError as error:
-        bound.close()
-        raise _taken(port, error) from error
-    return bound
-
-
-def _taken(port: int, error: OSError) -> BackendError:
-    return BackendError(
-        f"port {port} is taken ({error.strerror}).", hint="Stop what listens there, or choose another port."
-    )

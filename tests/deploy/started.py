@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import requests
 
 from tests.deploy.chart import DEPLOY
+from tests.processes import free_port
 from ucseg_serving.server_package import install_server
 
 START = DEPLOY / "start-triton.sh"
@@ -39,22 +39,11 @@ def program(name: str) -> Path:
     return Path(sys.executable).with_name(name)
 
 
-def free_ports(count: int) -> list[int]:
-    with_port = [socket.socket() for _ in range(count)]
-    try:
-        for probe in with_port:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in with_port]
-    finally:
-        for probe in with_port:
-            probe.close()
-
-
 @contextmanager
 def started(arguments: Sequence[str], repository: Path, log: Path) -> Iterator[Started]:
     """Run the start line with the arguments of a container, on loopback, until the server is ready."""
     package = install_server()
-    http, grpc, metrics = free_ports(3)
+    http, grpc, metrics = free_port(), free_port(), free_port()
     here = [
         f"--backend-directory={package.backends}",
         *(f"--{part}-address=127.0.0.1" for part in ("http", "grpc", "metrics")),

@@ -21,7 +21,8 @@ import trustme
 from typer.testing import CliRunner
 
 from tests.deploy.chart import Rendered, rendered, values_of
-from tests.deploy.started import START, Started, free_ports, program, started
+from tests.deploy.started import START, Started, program, started
+from tests.processes import free_port
 from tests.proof_phantom import proven
 from tests.served_phantom import PHANTOM
 from ucseg_runtime.backends import open_backend
@@ -82,7 +83,7 @@ def test_the_repository_is_checked_against_its_digest_before_a_server_starts(rep
 
 @contextmanager
 def s3_server(folder: Path, key: str, secret: str) -> Iterator[str]:
-    (port,) = free_ports(1)
+    port = free_port()
     command = [program("rclone"), "serve", "s3", "--config=", f"--addr=127.0.0.1:{port}", f"--auth-key={key},{secret}"]
     with subprocess.Popen([*command, folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:

@@ -152,6 +152,8 @@ def test_a_server_that_comes_back_with_another_model_is_refused(group: Callable[
         ("UCSEG-E140 ucseg_merged failed on a tile: Stub process 'x' is not healthy.", False, TransientError, ""),
         ("Exceeds maximum queue size", False, TransientError, ""),
         ("Request timeout expired", False, TransientError, ""),
+        ("Request for unknown model: 'ucseg_volume' has no available versions", False, TransientError, ""),
+        ("Request for unknown model: 'ucseg_volume' is not found", False, BackendError, "UCSEG-E140"),
         ("Socket closed", True, TransientError, ""),
         ("unexpected shape for input 'IMAGE'", False, BackendError, "UCSEG-E140"),
     ],

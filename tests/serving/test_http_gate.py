@@ -11,7 +11,8 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pytest
 import requests
 
 from tests.served_phantom import PHANTOM, ServedPhantom, serve_phantom
+from tests.volume_phantom import STRAIGHT, centred_geometry, volume_of
 from ucseg_runtime.evidence import probabilities_from_logits
 from ucseg_serving.http_gate import http_gate
 from ucseg_serving.json_inputs import MOST_BYTES
@@ -192,7 +194,8 @@ def answer_to(served: ServedPhantom, request_bytes: bytes) -> bytes:
 def test_a_gate_closes_soon_though_a_client_has_sent_half_a_body(served_phantom: ServedPhantom) -> None:
     half = b"POST /v2/models/x/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
-        with http_gate(listener, served_phantom.server.http_url):
+        with http_gate(listener, served_phantom.server.http_url) as gate:
+            gate.open()
             client.connect(listener.getsockname())
             client.sendall(half)
             time.sleep(0.5)
@@ -200,14 +203,48 @@ def test_a_gate_closes_soon_though_a_client_has_sent_half_a_body(served_phantom:
         assert time.monotonic() - closed_at < 20.0
 
 
-def test_a_server_that_was_used_over_http_ends_soon(tmp_path: Path) -> None:
+def post_volume(served: ServedPhantom) -> requests.Response:
+    """A volume of 1120 tiles."""
+    geometry = centred_geometry((40, 120, 140), (2.0, 1.5, 1.2), STRAIGHT)
+    voxels = volume_of(geometry).voxels.astype(np.int16).tobytes()
+    affine = geometry.affine.astype(np.float64).tobytes()
+    tensors = [("VOLUME", "INT16", list(geometry.shape), voxels), ("AFFINE", "FP64", [4, 4], affine)]
+    inputs = [
+        {"name": name, "datatype": kind, "shape": shape, "parameters": {"binary_data_size": len(values)}}
+        for name, kind, shape, values in tensors
+    ]
+    header = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
+    return requests.post(
+        f"{served.server.http_url}/v2/models/ucseg_volume/infer",
+        data=header + voxels + affine,
+        headers={"Inference-Header-Content-Length": str(len(header))},
+        timeout=TIMEOUT_S,
+    )
+
+
+def test_a_server_that_is_used_over_http_ends_soon_and_finishes_what_is_in_work(tmp_path: Path) -> None:
     """Triton waits for connections that are open, as those of a client that may ask again."""
-    with ExitStack() as stack, requests.Session() as client:
+    with ExitStack() as stack, requests.Session() as client, ThreadPoolExecutor(2) as threads:
         served = stack.enter_context(serve_phantom(tmp_path, local=LocalOptions()))
-        assert client.get(f"{served.server.http_url}/v2/health/ready", timeout=TIMEOUT_S).status_code == 200
+        url = f"{served.server.http_url}/v2/health/ready"
+        assert client.get(url, timeout=TIMEOUT_S).status_code == 200
+        in_work = threads.submit(post_volume, served)
+        time.sleep(1.0)
+        assert not in_work.done()
+        answers: set[int] = set()
+
+        def ask_again_and_again() -> None:
+            with suppress(requests.ConnectionError):  # it has ended
+                while True:
+                    answers.add(client.get(url, timeout=TIMEOUT_S).status_code)
+
+        asking = threads.submit(ask_again_and_again)
         started = time.monotonic()
         stack.close()
         assert time.monotonic() - started < LocalOptions().stop_timeout_s - 5.0
+        asking.result()
+        assert in_work.result().status_code == 200
+    assert 503 in answers
 
 
 def test_a_port_that_somebody_took_meanwhile_is_an_error() -> None:
@@ -233,7 +270,8 @@ def gate_before(behind: Callable[[socket.socket], object]) -> Iterator[tuple[str
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with http_gate(listener, f"http://127.0.0.1:{server.getsockname()[1]}"):
+        with http_gate(listener, f"http://127.0.0.1:{server.getsockname()[1]}") as gate:
+            gate.open()
             yield listener.getsockname()
             thread.join(TIMEOUT_S)
             assert not thread.is_alive()

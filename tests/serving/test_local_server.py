@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from ucseg_runtime.errors import ServerTimeoutError
-from ucseg_serving.local_server import LocalServer, wait_until_ready
+from ucseg_serving.triton_process import TritonProcess, TritonStart
 
 LATER_S = 0.5
 
@@ -33,29 +32,26 @@ def test_a_server_is_ready_once_its_metrics_can_be_read_too(tmp_path: Path) -> N
     """Triton opens their port last."""
     metrics = ThreadingHTTPServer(("127.0.0.1", 0), Always, bind_and_activate=False)
     metrics.server_bind()  # the port is ours, and refuses connections
-    with (
-        ThreadingHTTPServer(("127.0.0.1", 0), Always) as health,
-        metrics,
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process,
-    ):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Always) as health, metrics:
         threading.Thread(target=health.serve_forever, daemon=True).start()
-        server = LocalServer(
-            process,
-            f"http://127.0.0.1:{health.server_port}",
-            "grpc://127.0.0.1:1",
-            f"http://127.0.0.1:{metrics.server_port}/metrics",
+        start = TritonStart(
+            [sys.executable, "-c", "import time; time.sleep(60)"],
+            dict(os.environ),
             tmp_path / "log",
+            f"http://127.0.0.1:{health.server_port}",
+            f"http://127.0.0.1:{metrics.server_port}/metrics",
+            regions="ucseg_test_",
+            ready_timeout_s=LATER_S,
+            stop_timeout_s=1.0,
         )
-        server.log.touch()
+        server = TritonProcess(start)
         try:
             with pytest.raises(ServerTimeoutError):
-                wait_until_ready(server, LATER_S)
+                server.wait_until_ready()
             metrics.server_activate()
             threading.Thread(target=metrics.serve_forever, daemon=True).start()
-            started = time.monotonic()
-            wait_until_ready(server, 30.0)
-            assert time.monotonic() - started < 10.0
+            server.wait_until_ready()
             metrics.shutdown()
         finally:
-            process.kill()
+            server.stop()
             health.shutdown()

@@ -19,6 +19,7 @@ import pytest
 import requests
 from typer.testing import CliRunner
 
+from tests.processes import free_port
 from tests.proof_phantom import proven
 from tests.served_phantom import PHANTOM
 from tests.volume_phantom import STRAIGHT, centred_geometry, volume_of
@@ -33,6 +34,7 @@ from ucseg_runtime.server_options import TritonServer, server_address
 from ucseg_runtime.volume import Volume
 from ucseg_serving.cli.app import app
 from ucseg_serving.local_server import LocalOptions, LocalServer, running_server
+from ucseg_serving.model_processes import model_processes
 from ucseg_serving.repository import write_repository
 from ucseg_serving.server_package import ServerPackage, install_server
 from ucseg_serving.serving_options import ServingOptions
@@ -45,12 +47,6 @@ LONG_VOLUME = volume_of(centred_geometry((40, 120, 140), (2.0, 1.5, 1.2), STRAIG
 NO_ANSWER_S = 3.0
 SLACK_S = 3.0
 SOON_S = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)
@@ -121,9 +117,7 @@ def test_a_server_that_hangs_ends_at_the_deadline(service: Service, running: Loc
 
 
 def test_the_next_server_takes_over_from_one_that_hangs(service: Service, running: LocalServer) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
         addresses = (server_address(f"http://127.0.0.1:{silent.getsockname()[1]}"), *service.client("grpc").addresses)
         remote = TritonServer(addresses, timeout_s=10.0)
         tile = np.zeros((1, 1, *PHANTOM.tile_shape), dtype=np.float32)
@@ -216,17 +210,7 @@ def test_health_finds_a_dead_model_that_the_server_does_not_see(service: Service
 
 
 def children_of(parent: int, model: str) -> list[int]:
-    """Processes of Triton's Python backend that run a model."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            of_parent = f"\nPPid:\t{parent}\n" in status.read_text(encoding="ascii")
-            command = (status.parent / "cmdline").read_bytes().decode()
-        except OSError:  # it ended meanwhile
-            continue
-        if of_parent and f"/{model}/" in command:
-            found.append(int(status.parent.name))
-    return found
+    return [process for process, name in model_processes(parent).items() if name == model]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from ucseg_runtime.backends import Backend, open_backend
 from ucseg_runtime.backends.triton_shared_memory import Region
 from ucseg_runtime.config import InferenceOptions
 from ucseg_runtime.server_options import TritonServer, server_address
-from ucseg_serving.local_server import remove_stale_regions
+from ucseg_serving.triton_process import remove_stale_regions
 
 TILES = np.random.default_rng(0).random((4, 1, *PHANTOM.tile_shape), dtype=np.float32)
 

@@ -19,7 +19,13 @@ AnyArray: TypeAlias = npt.NDArray[np.generic]
 MOST_MESSAGE_BYTES = 2**31 - 1
 """Protocol Buffers, and so gRPC, carry no more."""
 
-_REPEATABLE = ("stub process", "not healthy", "exceeds maximum queue size", "request timeout expired")
+_REPEATABLE = (
+    "stub process",
+    "not healthy",
+    "exceeds maximum queue size",
+    "request timeout expired",
+    "has no available versions",  # of a server that stops, and has let go of its models
+)
 _CODE = re.compile(r"(UCSEG-E\d{3}) (.*)", re.DOTALL)
 
 

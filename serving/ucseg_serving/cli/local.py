@@ -57,7 +57,7 @@ def local(
     """Serve a model folder, or a repository as it is, with Triton on this machine's loopback, until Ctrl-C."""
     with reported(as_json=False):
         from ucseg_runtime.model_folder import default_model_folder
-        from ucseg_serving.local_server import LocalOptions, server_ended
+        from ucseg_serving.local_server import LocalOptions, keep_running
         from ucseg_serving.local_service import serve
         from ucseg_serving.serving_options import ServingOptions
         from ucseg_serving.weights import WeightsRequest
@@ -70,8 +70,6 @@ def local(
         with serve(model or default_model_folder(), request, options, ports) as server:
             typer.echo(f"ready: {server.grpc_url} {server.http_url} metrics {server.metrics_url}")
             try:
-                server.process.wait()
+                keep_running(server)
             except KeyboardInterrupt:
                 typer.echo("stopping", err=True)
-            else:
-                raise server_ended(server)

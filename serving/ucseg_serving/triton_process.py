@@ -1,0 +1,161 @@
+"""The process of a Triton on loopback: started, ready, stopped, and started again."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ucseg_runtime.errors import BackendError, ServerTimeoutError
+from ucseg_serving.model_processes import model_processes
+
+_REGIONS = Path("/dev/shm")  # noqa: S108  (where Linux shows shared memory)
+_POLL_S = 0.1
+_SLACK_S = 5.0
+"""From the time limit of requests to the end of the server."""
+_UNLOADING_S = 5.0
+"""From the end of one model to that of the next: seconds in which no process of a model ends."""
+_SHOWN_LOG_LINES = 12
+
+
+@dataclass(frozen=True)
+class TritonStart:
+    """What a Triton is started with, each time.
+
+    Attributes:
+        command: Program and flags.
+        environment: All of its variables.
+        log: File for what it writes.
+        health_url: Answers 200 once every model is ready.
+        metrics_url: Where Prometheus reads.
+        regions: Prefix of the names of the shared memory between the server and its Python models.
+        ready_timeout_s: Time until every model must be ready.
+        stop_timeout_s: Time that requests in work get when the server is stopped.
+    """
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log: Path
+    health_url: str
+    metrics_url: str
+    regions: str
+    ready_timeout_s: float
+    stop_timeout_s: float
+
+
+class TritonProcess:
+    """A Triton that runs from here to `stop`, and is the same one after `restart`, at the same ports.
+
+    Attributes:
+        process: The one that was started last; leader of the process group of its Python models.
+    """
+
+    def __init__(self, start: TritonStart) -> None:
+        self._start = start
+        self.process = _started(start)
+
+    def wait_until_ready(self) -> None:
+        """Wait until every model is ready and the metrics can be read.
+
+        Raises:
+            BackendError: It ended before; the message has the last errors of its log.
+            ServerTimeoutError: It was not ready in time.
+        """
+        deadline = time.monotonic() + self._start.ready_timeout_s
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise self.ended()
+            # Triton opens its metrics last, a moment after it calls itself ready.
+            if _answers(self._start.health_url) and _answers(self._start.metrics_url):
+                return
+            time.sleep(_POLL_S)
+        raise ServerTimeoutError(
+            f"Triton was not ready after {self._start.ready_timeout_s:.0f} s: {_last_errors(self._start.log)}",
+            hint="Allow more time.",
+        )
+
+    def restart(self) -> None:
+        """Stop it, and wait until it is ready again; see both."""
+        self.stop()
+        self.process = _started(self._start)
+        self.wait_until_ready()
+
+    def stop(self) -> None:
+        """Let it finish its requests and unload its models; what is left of its process group afterwards is ended."""
+        self.process.terminate()
+        self._wait_for_the_end()
+        with suppress(ProcessLookupError):
+            # A server that died leaves its Python models behind.
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        _remove_regions(self._start.regions)
+
+    def _wait_for_the_end(self) -> None:
+        """Triton 2.51 waits in vain for a model whose process ended within a request."""
+        deadline = time.monotonic() + self._start.stop_timeout_s + _SLACK_S
+        running = len(model_processes(self.process.pid))
+        while self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            before, running = running, len(model_processes(self.process.pid))
+            if running < before:  # no request is left, and models are unloaded one after the other
+                deadline = time.monotonic() + _UNLOADING_S
+
+    def ended(self) -> BackendError:
+        """The error for a server that ended by itself, with what it said last."""
+        return BackendError(
+            f"Triton ended with {self.process.returncode}: {_last_errors(self._start.log)}",
+            hint="Check the model folder with ucseg doctor, and that the ports are free.",
+        )
+
+
+def _started(start: TritonStart) -> subprocess.Popen[bytes]:
+    with start.log.open("ab") as stream:
+        process = subprocess.Popen(  # noqa: S603  (a fixed program, no shell)
+            start.command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=start.environment,
+            start_new_session=True,
+        )
+    # A core file of the server would hold pixels.
+    resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
+    return process
+
+
+def _answers(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=2.0) as response:
+            return int(response.status) == 200
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _last_errors(log: Path) -> str:
+    """What the server said about its failure, one line."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    telling = [line for line in lines if line.startswith("E") or "Error" in line or "UCSEG" in line]
+    return " | ".join(line.strip() for line in (telling or lines)[-_SHOWN_LOG_LINES:])
+
+
+def _remove_regions(prefix: str) -> None:
+    """A server that was killed leaves the shared memory of its Python models."""
+    for region in _REGIONS.glob(f"{prefix}*"):
+        region.unlink(missing_ok=True)
+
+
+def remove_stale_regions() -> None:
+    """Remove the shared memory of servers and clients of ucseg whose process is gone."""
+    for region in _REGIONS.glob("ucseg_*_*"):
+        process = region.name.split("_")[1]
+        if process.isdigit() and not Path("/proc", process).exists():
+            region.unlink(missing_ok=True)
