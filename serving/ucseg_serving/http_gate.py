@@ -72,14 +72,14 @@ def http_gate(listener: socket.socket, triton: str) -> Iterator[HttpGate]:
     with ThreadPoolExecutor(1, "http-gate") as thread:
         served = thread.submit(asyncio.run, _serve(listener, triton, gate, started))
         ended_or_started: list[Future[Any]] = [served, started]
-        wait(ended_or_started, return_when=FIRST_COMPLETED)
-        if served.done():
-            served.result()
-        loop, stop = started.result()
         try:
-            yield gate
-        finally:
+            wait(ended_or_started, return_when=FIRST_COMPLETED)
             if not served.done():
+                yield gate
+        finally:
+            wait(ended_or_started, return_when=FIRST_COMPLETED)
+            if not served.done():
+                loop, stop = started.result()
                 loop.call_soon_threadsafe(stop.set)
             served.result()
 

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ucseg_serving.http_gate import HttpGate, http_gate
 from ucseg_serving.loopback_ports import LOOPBACK, lent_port, listening_port, number_of
-from ucseg_serving.model_processes import wait_for_an_end
+from ucseg_serving.model_processes import wait_for_a_loss
 from ucseg_serving.repository_checks import check_repository
 from ucseg_serving.server_package import ServerPackage
 from ucseg_serving.triton_process import TritonProcess, TritonStart, remove_stale_regions
@@ -103,29 +103,27 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
     remove_stale_regions()
     with ExitStack() as held:
         listener = held.enter_context(listening_port(options.http_port))
-        wanted = (0, options.grpc_port, options.metrics_port)
-        ports = [number_of(held.enter_context(lent_port(port))) for port in wanted]
+        wanted = (options.grpc_port, options.metrics_port, 0)  # the free one last, lest it be one of the others
+        grpc, metrics, private_http = (number_of(held.enter_context(lent_port(port))) for port in wanted)
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="ucseg-serve-"))
-        private_http, grpc, metrics = (f"{LOOPBACK}:{port}" for port in ports)
         regions = f"ucseg_{os.getpid()}_{secrets.token_hex(4)}_"
         start = TritonStart(
-            command=server_command(package, repository, options, ports, regions),
+            command=server_command(package, repository, options, [private_http, grpc, metrics], regions),
             environment=_environment(package),
             log=Path(folder) / "triton.log",
-            health_url=f"http://{private_http}/v2/health/ready",
-            metrics_url=f"http://{metrics}/metrics",
+            health_url=f"http://{LOOPBACK}:{private_http}/v2/health/ready",
+            metrics_url=f"http://{LOOPBACK}:{metrics}/metrics",
             regions=regions,
             ready_timeout_s=options.ready_timeout_s,
             stop_timeout_s=options.stop_timeout_s,
         )
-        gate = held.enter_context(http_gate(listener, f"http://{private_http}"))
-        triton = TritonProcess(start)
-        held.callback(triton.stop)
+        gate = held.enter_context(http_gate(listener, f"http://{LOOPBACK}:{private_http}"))
+        triton = held.enter_context(TritonProcess(start))
         triton.wait_until_ready()
-        http_url = f"http://{LOOPBACK}:{number_of(listener)}"
         held.callback(gate.close)
         gate.open()
-        yield LocalServer(triton, gate, http_url, f"grpc://{grpc}", start.metrics_url)
+        http_url = f"http://{LOOPBACK}:{number_of(listener)}"
+        yield LocalServer(triton, gate, http_url, f"grpc://{LOOPBACK}:{grpc}", start.metrics_url)
 
 
 def keep_running(server: LocalServer) -> NoReturn:
@@ -138,12 +136,11 @@ def keep_running(server: LocalServer) -> NoReturn:
         BackendError: Triton ended by itself, or was not ready again.
         ServerTimeoutError: It was not ready again in time.
     """
-    while models := wait_for_an_end(server.process.pid):
+    while models := wait_for_a_loss(server.process):
         _LOGGER.warning("a process of %s ended; Triton is started again", ", ".join(sorted(models)))
         since = time.monotonic()
         server.restart()
         _LOGGER.warning("Triton is ready again, after %.1f s", time.monotonic() - since)
-    server.process.wait()
     raise server.triton.ended()
 
 

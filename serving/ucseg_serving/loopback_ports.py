@@ -1,4 +1,4 @@
-"""Ports of loopback that are nobody else's from the moment they are chosen."""
+"""Ports of loopback that are given to nobody else from the moment they are chosen."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def listening_port(port: int) -> socket.socket:
     Raises:
         BackendError: The port is taken.
     """
-    try:
-        return socket.create_server((LOOPBACK, port))
-    except OSError as error:
-        raise _taken(port, error) from error
+    listening = _bound(port)
+    listening.listen()
+    return listening
 
 
 def lent_port(port: int) -> socket.socket:
     """A socket at a port that a program started by this process will listen at, which sets SO_REUSEADDR as servers do.
 
-    While the socket is open, the kernel gives the port to nobody who asks for a free one.
+    While the socket is open, the kernel gives the port to nobody who asks for a free one. Whoever asks for this number
+    gets it as long as nobody listens there.
 
     Args:
         port: 0 takes a free one.
@@ -35,14 +35,7 @@ def lent_port(port: int) -> socket.socket:
     Raises:
         BackendError: The port is taken.
     """
-    lent = socket.socket()
-    lent.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        lent.bind((LOOPBACK, port))
-    except OSError as error:
-        lent.close()
-        raise _taken(port, error) from error
-    return lent
+    return _bound(port)
 
 
 def number_of(bound: socket.socket) -> int:
@@ -50,7 +43,14 @@ def number_of(bound: socket.socket) -> int:
     return int(bound.getsockname()[1])
 
 
-def _taken(port: int, error: OSError) -> BackendError:
-    return BackendError(
-        f"port {port} is taken ({error.strerror}).", hint="Stop what listens there, or choose another port."
-    )
+def _bound(port: int) -> socket.socket:
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((LOOPBACK, port))
+    except OSError as error:
+        bound.close()
+        raise BackendError(
+            f"port {port} is taken ({error.strerror}).", hint="Stop what listens there, or choose another port."
+        ) from error
+    return bound

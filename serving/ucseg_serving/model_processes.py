@@ -1,66 +1,65 @@
-"""The processes that Triton runs Python models in, and the wait for the end of one."""
+"""The processes that Triton runs Python models in, and the wait for the loss of one."""
 
 from __future__ import annotations
 
-import os
-import select
-from contextlib import ExitStack
+import subprocess
+import time
 from pathlib import Path
 
+_PROCESSES = Path("/proc")
 _MODEL_CODE = "model.py"
-_LATER_MS = 300
-"""A Triton that ends takes its models with it, and one of them may be the first that is seen to end."""
+_ENDED = "Z"
+_POLL_S = 0.5
 
 
-def wait_for_an_end(triton: int) -> frozenset[str]:
-    """Wait until a model of Triton, or Triton itself, has lost its process.
+def wait_for_a_loss(triton: subprocess.Popen[bytes]) -> frozenset[str]:
+    """Wait until a Python model has lost a process, or Triton has ended.
+
+    Triton takes notice of the end of a process only if it ended that itself, as it does with those of models that it
+    unloads. All others stay as they are, ended and children of Triton.
 
     Args:
-        triton: Its process, which this one started and has not waited for.
+        triton: Running.
 
     Returns:
-        Names of the models that lost one, while Triton goes on; empty when it has ended itself.
+        Names of the models, while Triton goes on; empty when it has ended.
     """
-    with ExitStack() as held:
-        of_triton, of_models = select.poll(), select.poll()
-        watched = _ending(triton, held)
-        of_triton.register(watched, select.POLLIN)
-        of_models.register(watched, select.POLLIN)
-        models = {}
-        for process, model in model_processes(triton).items():
-            try:
-                end = _ending(process, held)
-            except ProcessLookupError:
-                return frozenset({model})
-            of_models.register(end, select.POLLIN)
-            models[end] = model
-        of_models.poll()
-        if of_triton.poll(_LATER_MS):
-            return frozenset()
-        return frozenset(models[end] for end, _ in of_models.poll(0))
-
-
-def _ending(process: int, held: ExitStack) -> int:
-    """A file that can be read once the process has ended."""
-    end = os.pidfd_open(process)
-    held.callback(os.close, end)
-    return end
+    names: dict[int, str] = {}
+    before: set[int] = set()
+    while triton.poll() is None:
+        found = model_processes(triton.pid)
+        names |= {process: model for process, model in found.items() if model}
+        ended = {process for process, model in found.items() if not model}
+        if lost := ended & before:  # not just now, as when Triton ends too
+            return frozenset(names.get(process, "a model") for process in lost)
+        before = ended
+        time.sleep(_POLL_S)
+    return frozenset()
 
 
 def model_processes(triton: int) -> dict[int, str]:
-    """Processes of Triton's Python backend, with the names of the models that they run."""
-    return {
-        int(folder.name): model for folder in Path("/proc").glob("[0-9]*") if (model := _model_run_by(folder, triton))
-    }
+    """Processes of Triton's Python backend.
 
+    Args:
+        triton: Its process.
 
-def _model_run_by(process: Path, triton: int) -> str:
-    """Name of the model; empty for all other processes, and for those that have ended."""
-    try:
-        if f"\nPPid:\t{triton}\n" not in (process / "status").read_text(encoding="utf-8", errors="replace"):
-            return ""
-        arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    code = next((Path(argument) for argument in arguments if Path(argument).name == _MODEL_CODE), None)
-    return code.parts[-3] if code else ""  # MODEL/VERSION/model.py
+    Returns:
+        Process to the name of its model; the name is empty where the process has ended, and Triton took no notice.
+    """
+    found = {}
+    for process in _PROCESSES.glob("[0-9]*"):
+        try:
+            state, parent = (
+                (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()[:2]
+            )
+            if int(parent) != triton:
+                continue
+            arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:  # gone meanwhile, or of somebody else
+            continue
+        code = next((Path(argument) for argument in arguments if Path(argument).name == _MODEL_CODE), None)
+        if code is not None:
+            found[int(process.name)] = code.parts[-3]  # MODEL/VERSION/model.py
+        elif state == _ENDED:
+            found[int(process.name)] = ""
+    return found

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from ucseg_runtime.errors import BackendError, ServerTimeoutError
 from ucseg_serving.model_processes import model_processes
@@ -22,7 +23,7 @@ _POLL_S = 0.1
 _SLACK_S = 5.0
 """From the time limit of requests to the end of the server."""
 _UNLOADING_S = 5.0
-"""From the end of one model to that of the next: seconds in which no process of a model ends."""
+"""In which no other model is unloaded."""
 _SHOWN_LOG_LINES = 12
 
 
@@ -52,15 +53,25 @@ class TritonStart:
 
 
 class TritonProcess:
-    """A Triton that runs from here to `stop`, and is the same one after `restart`, at the same ports.
+    """A Triton that runs for the length of a ``with`` block; after `restart` it is the same one, at the same ports.
 
     Attributes:
         process: The one that was started last; leader of the process group of its Python models.
+
+    Raises:
+        OSError: The program cannot be started.
     """
 
     def __init__(self, start: TritonStart) -> None:
         self._start = start
+        self._log_offset = _size(start.log)
         self.process = _started(start)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
 
     def wait_until_ready(self) -> None:
         """Wait until every model is ready and the metrics can be read.
@@ -78,42 +89,57 @@ class TritonProcess:
                 return
             time.sleep(_POLL_S)
         raise ServerTimeoutError(
-            f"Triton was not ready after {self._start.ready_timeout_s:.0f} s: {_last_errors(self._start.log)}",
+            f"Triton was not ready after {self._start.ready_timeout_s:.0f} s: {self._last_errors()}.",
             hint="Allow more time.",
         )
 
     def restart(self) -> None:
-        """Stop it, and wait until it is ready again; see both."""
-        self.stop()
+        """Let it finish its requests, end it, and wait until it is ready again.
+
+        Raises:
+            BackendError, ServerTimeoutError: See `wait_until_ready`.
+        """
+        self._stop()
+        self._log_offset = _size(self._start.log)
         self.process = _started(self._start)
         self.wait_until_ready()
-
-    def stop(self) -> None:
-        """Let it finish its requests and unload its models; what is left of its process group afterwards is ended."""
-        self.process.terminate()
-        self._wait_for_the_end()
-        with suppress(ProcessLookupError):
-            # A server that died leaves its Python models behind.
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        _remove_regions(self._start.regions)
-
-    def _wait_for_the_end(self) -> None:
-        """Triton 2.51 waits in vain for a model whose process ended within a request."""
-        deadline = time.monotonic() + self._start.stop_timeout_s + _SLACK_S
-        running = len(model_processes(self.process.pid))
-        while self.process.poll() is None and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-            before, running = running, len(model_processes(self.process.pid))
-            if running < before:  # no request is left, and models are unloaded one after the other
-                deadline = time.monotonic() + _UNLOADING_S
 
     def ended(self) -> BackendError:
         """The error for a server that ended by itself, with what it said last."""
         return BackendError(
-            f"Triton ended with {self.process.returncode}: {_last_errors(self._start.log)}",
+            f"Triton ended with {self.process.returncode}: {self._last_errors()}.",
             hint="Check the model folder with ucseg doctor, and that the ports are free.",
         )
+
+    def _stop(self) -> None:
+        """Let it finish its requests and unload its models; what is left of its process group afterwards is ended."""
+        try:
+            self.process.terminate()
+            self._wait_for_the_end()
+        finally:
+            with suppress(ProcessLookupError):
+                # A server that died leaves its Python models behind.
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            _remove_regions(self._start.regions)
+
+    def _wait_for_the_end(self) -> None:
+        """Triton 2.51 waits in vain for a model whose process ended within a request."""
+        deadline = time.monotonic() + self._start.stop_timeout_s + _SLACK_S
+        running = model_processes(self.process.pid)
+        has_lost_one = "" in running.values()
+        while self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            before, running = running, model_processes(self.process.pid)
+            if has_lost_one and len(running) < len(before):  # no request is left, and models are unloaded
+                deadline = time.monotonic() + _UNLOADING_S
+
+    def _last_errors(self) -> str:
+        """What the server said about its failure, one line."""
+        said = self._start.log.read_bytes()[self._log_offset :]
+        lines = said.decode(errors="replace").splitlines()
+        telling = [line for line in lines if line.startswith("E") or "Error" in line or "UCSEG" in line]
+        return " | ".join(line.strip() for line in (telling or lines)[-_SHOWN_LOG_LINES:])
 
 
 def _started(start: TritonStart) -> subprocess.Popen[bytes]:
@@ -126,9 +152,15 @@ def _started(start: TritonStart) -> subprocess.Popen[bytes]:
             env=start.environment,
             start_new_session=True,
         )
-    # A core file of the server would hold pixels.
-    resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
+    with suppress(ProcessLookupError):  # it has ended at once
+        # A core file of the server would hold pixels.
+        resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
     return process
+
+
+def _size(log: Path) -> int:
+    """Bytes of what was written by those that were started before."""
+    return log.stat().st_size if log.exists() else 0
 
 
 def _answers(url: str) -> bool:
@@ -138,13 +170,6 @@ def _answers(url: str) -> bool:
             return int(response.status) == 200
     except (urllib.error.URLError, OSError):
         return False
-
-
-def _last_errors(log: Path) -> str:
-    """What the server said about its failure, one line."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    telling = [line for line in lines if line.startswith("E") or "Error" in line or "UCSEG" in line]
-    return " | ".join(line.strip() for line in (telling or lines)[-_SHOWN_LOG_LINES:])
 
 
 def _remove_regions(prefix: str) -> None:

@@ -217,7 +217,9 @@ def test_lanes_write_what_one_process_writes_although_one_is_killed(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_batch_that_is_stopped_takes_its_lanes_along_and_the_next_goes_on(
     tmp_path: Path, model: Path, export: Path, alone: dict[str, bytes], signum: signal.Signals
 ) -> None:

@@ -92,7 +92,7 @@ def test_sigterm_ends_a_batch_between_complete_series_and_the_next_run_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("effect", ["fails", "full"])
+@pytest.mark.parametrize("effect", ["full", pytest.param("fails", marks=pytest.mark.long)])
 def test_files_of_the_batch_itself_that_cannot_be_written_cost_no_result(
     tmp_path: Path, model: Path, effect: Effect
 ) -> None:

@@ -118,7 +118,8 @@ def test_signal_leaves_nothing_in_the_temporary_folder(tmp_path: Path, spool_fol
         "from ucseg_runtime.dicom.sources import opened_input\n"
         "with reported(False), opened_input(Path(sys.argv[1])):\n"
         "    print('open', flush=True)\n"
-        "    time.sleep(60)\n"
+        "    while True:\n"
+        "        time.sleep(0.1)  # a signal just before a long sleep would be obeyed after it\n"
     )
     archive = zipped_series(tmp_path)
     process = subprocess.Popen([sys.executable, "-c", program, archive], stdout=subprocess.PIPE, text=True)

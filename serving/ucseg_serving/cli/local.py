@@ -19,9 +19,9 @@ from ucseg_serving.cli.options import (
     VolumeOverOption,
 )
 
-_HTTP = typer.Option("--http-port", help="0 takes a free one.")
-_GRPC = typer.Option("--grpc-port", help="0 takes a free one.")
-_METRICS = typer.Option("--metrics-port", help="0 takes a free one.")
+_HTTP = typer.Option("--http-port", min=0, max=65535, help="0 takes a free one.")
+_GRPC = typer.Option("--grpc-port", min=0, max=65535, help="0 takes a free one.")
+_METRICS = typer.Option("--metrics-port", min=0, max=65535, help="0 takes a free one.")
 _SHARED = typer.Option("--allow-shared-memory", help="Let clients on this machine pass tensors by shared memory.")
 _TRACE = typer.Option(
     "--trace-url", help="Send spans of every request to this collector, such as http://127.0.0.1:4318/v1/traces."
