@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
 from aiohttp.http import HttpProcessingError
@@ -35,7 +35,7 @@ _PIECE_BYTES = 1 << 20
 _MOST_BODY_BYTES = (1 << 31) - 1
 """Triton's HTTP library counts no further."""
 _UNFINISHED_S = 1.0
-"""For requests whose clients do not go on when the gate closes, which is after Triton has ended."""
+"""For requests whose clients do not go on when the gate ends, which is after Triton."""
 _IDLE_S = 3600.0
 """For connections of clients that send nothing."""
 _KEPT_S = 1.0
@@ -69,22 +69,30 @@ def http_gate(listener: socket.socket, triton: str) -> Iterator[HttpGate]:
     """
     started: _Started = Future()
     gate = HttpGate()
-    with ThreadPoolExecutor(1, "http-gate") as thread:
-        served = thread.submit(asyncio.run, _serve(listener, triton, gate, started))
-        ended_or_started: list[Future[Any]] = [served, started]
-        try:
-            wait(ended_or_started, return_when=FIRST_COMPLETED)
-            if not served.done():
-                yield gate
-        finally:
-            wait(ended_or_started, return_when=FIRST_COMPLETED)
-            if not served.done():
-                loop, stop = started.result()
-                loop.call_soon_threadsafe(stop.set)
-            served.result()
+    # It keeps nobody from ending, should a signal come before it can be told to stop.
+    thread = threading.Thread(target=_run, args=(listener, triton, gate, started), name="http-gate", daemon=True)
+    thread.start()
+    try:
+        started.result()
+        yield gate
+    finally:
+        loop, stop = started.result()
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
 
 
-async def _serve(listener: socket.socket, triton: str, gate: HttpGate, started: _Started) -> None:
+def _run(listener: socket.socket, triton: str, gate: HttpGate, started: _Started) -> None:
+    try:
+        # Of one text at a time, also when its client has gone: it takes many times its size while it is read.
+        with ThreadPoolExecutor(1, "http-gate-json") as reader:
+            asyncio.run(_serve(listener, triton, gate, reader, started))
+    finally:
+        started.cancel()  # nobody waits for a gate that could not start
+
+
+async def _serve(
+    listener: socket.socket, triton: str, gate: HttpGate, reader: ThreadPoolExecutor, started: _Started
+) -> None:
     stop = asyncio.Event()
     async with ClientSession(
         connector=TCPConnector(limit=0, keepalive_timeout=_KEPT_S),
@@ -95,7 +103,7 @@ async def _serve(listener: socket.socket, triton: str, gate: HttpGate, started: 
         read_bufsize=_PIECE_BYTES,
     ) as session:
         application = web.Application()
-        passage = _Passage(session, triton, gate)
+        passage = _Passage(session, triton, gate, reader)
         for method in ("GET", "POST"):
             application.router.add_route(method, "/{path:.*}", passage.answer)
         runner = web.AppRunner(
@@ -131,11 +139,11 @@ _LOGGER.addFilter(_discreet)
 class _Passage:
     """From a client to Triton and back."""
 
-    def __init__(self, session: ClientSession, triton: str, gate: HttpGate) -> None:
+    def __init__(self, session: ClientSession, triton: str, gate: HttpGate, reader: ThreadPoolExecutor) -> None:
         self._session = session
         self._triton = URL(triton)
         self._gate = gate
-        self._one_at_a_time = asyncio.Lock()
+        self._reader = reader
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """What Triton answers, or why the request was not passed on."""
@@ -160,8 +168,7 @@ class _Passage:
             )
         text = await _json_text(request) if request.method == "POST" else b""
         if text:
-            async with self._one_at_a_time:  # a text takes many times its size while it is read
-                await asyncio.to_thread(check_json_inputs, text)
+            await asyncio.get_running_loop().run_in_executor(self._reader, check_json_inputs, text)
         return text
 
     async def _passed_on(self, request: web.Request, text: bytes) -> web.StreamResponse:

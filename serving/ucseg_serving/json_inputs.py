@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MOST_BYTES = 16 << 20
-"""Of JSON text in one request: the worst one is read in under a second and a gigabyte."""
+"""Of JSON text in one request: the worst one is read in 3 s and a gigabyte."""
 
 _MORE_THAN_ANY_TEXT = MOST_BYTES + 1
 _MOST_VALUES = 1 << 40

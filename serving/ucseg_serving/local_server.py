@@ -7,7 +7,6 @@ import os
 import secrets
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from ucseg_runtime.errors import BackendError
 from ucseg_serving.http_gate import HttpGate, http_gate
 from ucseg_serving.loopback_ports import LOOPBACK, lent_port, listening_port, number_of
 from ucseg_serving.model_processes import wait_for_a_loss
@@ -74,7 +74,7 @@ class LocalServer:
         return self.triton.process
 
     def restart(self) -> None:
-        """Start Triton again, at the same ports; requests in work may finish first.
+        """Start Triton again, at the same ports; requests in work get their time to finish first.
 
         Raises:
             BackendError, ServerTimeoutError: See `running_server`.
@@ -95,22 +95,21 @@ def running_server(package: ServerPackage, repository: Path, options: LocalOptio
 
     Raises:
         RepositoryError: No server would work on the repository.
-        BackendError: A port is taken, or the server ended before it was ready; the message has the last errors of its
-            log.
+        BackendError: A port cannot be used, or the server ended before it was ready; the message has the last errors
+            of its log.
         ServerTimeoutError: The server was not ready in time.
     """
+    _refuse_one_port_for_two(options)
     check_repository(repository)
     remove_stale_regions()
     with ExitStack() as held:
         listener = held.enter_context(listening_port(options.http_port))
         wanted = (options.grpc_port, options.metrics_port, 0)  # the free one last, lest it be one of the others
         grpc, metrics, private_http = (number_of(held.enter_context(lent_port(port))) for port in wanted)
-        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="ucseg-serve-"))
         regions = f"ucseg_{os.getpid()}_{secrets.token_hex(4)}_"
         start = TritonStart(
             command=server_command(package, repository, options, [private_http, grpc, metrics], regions),
             environment=_environment(package),
-            log=Path(folder) / "triton.log",
             health_url=f"http://{LOOPBACK}:{private_http}/v2/health/ready",
             metrics_url=f"http://{LOOPBACK}:{metrics}/metrics",
             regions=regions,
@@ -198,6 +197,12 @@ def _tracing(url: str) -> list[str]:
         "opentelemetry,resource": "service.name=ucseg",
     }
     return [f"--trace-config={name}={value}" for name, value in settings.items()]
+
+
+def _refuse_one_port_for_two(options: LocalOptions) -> None:
+    named = [port for port in (options.http_port, options.grpc_port, options.metrics_port) if port]
+    if len(set(named)) < len(named):
+        raise BackendError("HTTP, gRPC and metrics want ports of their own.", hint="Give each another --…-port.")
 
 
 def _environment(package: ServerPackage) -> dict[str, str]:

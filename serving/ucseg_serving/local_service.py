@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,8 +43,23 @@ def serving(
     """
     weights = weights_for(model, request, options)
     package = install_server()
-    with tempfile.TemporaryDirectory(prefix="ucseg-repository-") as folder:
-        repository = Path(folder) / "models"
+    with _temporary_folder() as folder:
+        repository = folder / "models"
         write_repository(model, weights, options, repository, overwrite=False)
         with running_server(package, repository, local) as server:
             yield server
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """One that stays, however long the server runs: what is locked is left alone by systemd-tmpfiles.
+
+    Source: https://systemd.io/TEMPORARY_DIRECTORIES, "Automatic Clean-Up".
+    """
+    with tempfile.TemporaryDirectory(prefix="ucseg-repository-") as folder:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield Path(folder)
+        finally:
+            os.close(lock)

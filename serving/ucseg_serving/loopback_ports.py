@@ -16,10 +16,14 @@ def listening_port(port: int) -> socket.socket:
         port: 0 takes a free one.
 
     Raises:
-        BackendError: The port is taken.
+        BackendError: The port cannot be used.
     """
     listening = _bound(port)
-    listening.listen()
+    try:
+        listening.listen()
+    except OSError as error:
+        listening.close()
+        raise _unusable(port, error) from error
     return listening
 
 
@@ -33,7 +37,7 @@ def lent_port(port: int) -> socket.socket:
         port: 0 takes a free one.
 
     Raises:
-        BackendError: The port is taken.
+        BackendError: The port cannot be used.
     """
     return _bound(port)
 
@@ -50,7 +54,11 @@ def _bound(port: int) -> socket.socket:
         bound.bind((LOOPBACK, port))
     except OSError as error:
         bound.close()
-        raise BackendError(
-            f"port {port} is taken ({error.strerror}).", hint="Stop what listens there, or choose another port."
-        ) from error
+        raise _unusable(port, error) from error
     return bound
+
+
+def _unusable(port: int, error: OSError) -> BackendError:
+    return BackendError(
+        f"port {port} cannot be used ({error.strerror}).", hint="Stop what listens there, or choose another port."
+    )

@@ -6,18 +6,20 @@ import os
 import resource
 import signal
 import subprocess
+import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from ucseg_runtime.errors import BackendError, ServerTimeoutError
 from ucseg_serving.model_processes import model_processes
 
+_BOUND_TO_US = ("setpriv", "--pdeathsig", "TERM")
+"""Triton stops when this process ends, however that comes; of util-linux."""
 _REGIONS = Path("/dev/shm")  # noqa: S108  (where Linux shows shared memory)
 _POLL_S = 0.1
 _SLACK_S = 5.0
@@ -34,7 +36,6 @@ class TritonStart:
     Attributes:
         command: Program and flags.
         environment: All of its variables.
-        log: File for what it writes.
         health_url: Answers 200 once every model is ready.
         metrics_url: Where Prometheus reads.
         regions: Prefix of the names of the shared memory between the server and its Python models.
@@ -44,7 +45,6 @@ class TritonStart:
 
     command: Sequence[str]
     environment: Mapping[str, str]
-    log: Path
     health_url: str
     metrics_url: str
     regions: str
@@ -59,19 +59,24 @@ class TritonProcess:
         process: The one that was started last; leader of the process group of its Python models.
 
     Raises:
-        OSError: The program cannot be started.
+        BackendError: The program cannot be started.
     """
 
     def __init__(self, start: TritonStart) -> None:
         self._start = start
-        self._log_offset = _size(start.log)
-        self.process = _started(start)
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
+        self._log_offset = 0
+        self.process = _started(start, self._log)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        try:
+            self._let_end()
+        finally:
+            self._end()
+            self._log.close()
 
     def wait_until_ready(self) -> None:
         """Wait until every model is ready and the metrics can be read.
@@ -99,9 +104,10 @@ class TritonProcess:
         Raises:
             BackendError, ServerTimeoutError: See `wait_until_ready`.
         """
-        self._stop()
-        self._log_offset = _size(self._start.log)
-        self.process = _started(self._start)
+        self._let_end()
+        self._end()
+        self._log_offset = os.fstat(self._log.fileno()).st_size
+        self.process = _started(self._start, self._log)
         self.wait_until_ready()
 
     def ended(self) -> BackendError:
@@ -111,20 +117,12 @@ class TritonProcess:
             hint="Check the model folder with ucseg doctor, and that the ports are free.",
         )
 
-    def _stop(self) -> None:
-        """Let it finish its requests and unload its models; what is left of its process group afterwards is ended."""
-        try:
-            self.process.terminate()
-            self._wait_for_the_end()
-        finally:
-            with suppress(ProcessLookupError):
-                # A server that died leaves its Python models behind.
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            _remove_regions(self._start.regions)
+    def _let_end(self) -> None:
+        """Let it finish its requests and unload its models, as long as that may take.
 
-    def _wait_for_the_end(self) -> None:
-        """Triton 2.51 waits in vain for a model whose process ended within a request."""
+        Triton 2.51 waits in vain for a model whose process ended within a request.
+        """
+        self.process.terminate()
         deadline = time.monotonic() + self._start.stop_timeout_s + _SLACK_S
         running = model_processes(self.process.pid)
         has_lost_one = "" in running.values()
@@ -134,33 +132,37 @@ class TritonProcess:
             if has_lost_one and len(running) < len(before):  # no request is left, and models are unloaded
                 deadline = time.monotonic() + _UNLOADING_S
 
+    def _end(self) -> None:
+        """End what is left of its process group: a server that died leaves its Python models behind."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        _remove_regions(self._start.regions)
+
     def _last_errors(self) -> str:
         """What the server said about its failure, one line."""
-        said = self._start.log.read_bytes()[self._log_offset :]
+        said = os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, self._log_offset)
         lines = said.decode(errors="replace").splitlines()
         telling = [line for line in lines if line.startswith("E") or "Error" in line or "UCSEG" in line]
         return " | ".join(line.strip() for line in (telling or lines)[-_SHOWN_LOG_LINES:])
 
 
-def _started(start: TritonStart) -> subprocess.Popen[bytes]:
-    with start.log.open("ab") as stream:
+def _started(start: TritonStart, log: BinaryIO) -> subprocess.Popen[bytes]:
+    try:
         process = subprocess.Popen(  # noqa: S603  (a fixed program, no shell)
-            start.command,
+            [*_BOUND_TO_US, *start.command],
             stdin=subprocess.DEVNULL,
-            stdout=stream,
+            stdout=log,
             stderr=subprocess.STDOUT,
             env=start.environment,
             start_new_session=True,
         )
+    except OSError as error:
+        raise BackendError(f"Triton cannot be started: {error.strerror}.", hint="Install util-linux.") from error
     with suppress(ProcessLookupError):  # it has ended at once
         # A core file of the server would hold pixels.
         resource.prlimit(process.pid, resource.RLIMIT_CORE, (0, 0))
     return process
-
-
-def _size(log: Path) -> int:
-    """Bytes of what was written by those that were started before."""
-    return log.stat().st_size if log.exists() else 0
 
 
 def _answers(url: str) -> bool:
@@ -168,7 +170,7 @@ def _answers(url: str) -> bool:
     try:
         with opener.open(url, timeout=2.0) as response:
             return int(response.status) == 200
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.batch.fake_ray import ENGINE, Death, FakeRay, RayTaskError
 from ucseg_runtime.batch.actor import AHEAD, ActorSetup, Answer, Broken
-from ucseg_runtime.batch.ray_cluster import RayOptions, connected, marked
+from ucseg_runtime.batch.ray_cluster import RayOptions, connected, marked, own_interruptions
 from ucseg_runtime.batch.ray_run import RayRunner
 from ucseg_runtime.batch.run import STATE_FOLDER
 from ucseg_runtime.config import InferenceOptions, OutputOptions
@@ -202,3 +202,14 @@ def test_mark_is_in_the_state_folder_and_gone_afterwards(tmp_path: Path) -> None
         assert mark.parent == tmp_path / "out" / STATE_FOLDER
         assert mark.is_file()
     assert list(mark.parent.iterdir()) == []
+
+
+def test_signal_within_compiled_code_of_ray_ends_a_batch_as_any_other() -> None:
+    """Code that gives a result although the handler of a signal raised: Python says so by a SystemError."""
+    with pytest.raises(KeyboardInterrupt), own_interruptions():
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+
+def test_system_error_of_another_kind_stays_one() -> None:
+    with pytest.raises(SystemError, match="bad argument"), own_interruptions():
+        raise SystemError("bad argument to internal function")

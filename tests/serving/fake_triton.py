@@ -1,7 +1,7 @@
-"""What stands in for Triton: health, metrics, a process for each of two models, and an end in order.
+"""What stands in for Triton: health, metrics, a process for each of some models, and an end in order.
 
-Arguments: ports of health and of metrics, a file that holds how often it was started, and then, of its faults,
-``deaf`` (it does not end by itself) and ``once`` (only the first one becomes ready).
+Arguments: ports of health and of metrics, a file that holds how often it was started, and its faults: ``deaf`` (it does
+not end by itself), ``once`` (only the first one becomes ready), ``stuck`` (it waits in vain for a model that was lost).
 """
 
 from __future__ import annotations
@@ -10,10 +10,14 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-MODELS = ("ucseg_merged", "ucseg_volume")
+MODELS = ("ucseg_merged", "ucseg_subnet_a", "ucseg_subnet_b", "ucseg_upg", "ucseg_volume")
+LONGEST_LIFE_S = 120.0
+ENDED_S = 0.2
+"""From the end of a model until it is taken notice of: less than between two looks of who waits for a loss."""
 
 
 class Always(BaseHTTPRequestHandler):
@@ -33,22 +37,24 @@ def main() -> None:
     times = int(Path(starts).read_text(encoding="ascii")) + 1
     Path(starts).write_text(str(times), encoding="ascii")
     print(f"Error of run {times}", flush=True)  # noqa: T201  (it is a log)
-    waiting = [sys.executable, "-c", "import time; time.sleep(600)"]
+    waiting = [sys.executable, "-c", f"import time; time.sleep({LONGEST_LIFE_S})"]
     models = [subprocess.Popen([*waiting, f"/models/{model}/1/model.py"]) for model in MODELS]
     told = threading.Event()
-    for signum in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(signum, lambda *_: told.set() if "deaf" not in faults else None)
+    signal.signal(signal.SIGTERM, lambda *_: None if "deaf" in faults else told.set())
     if times == 1 or "once" not in faults:
         for port in (health, metrics):
             server = ThreadingHTTPServer(("127.0.0.1", int(port)), Always)
             threading.Thread(target=server.serve_forever, daemon=True).start()
-    while not told.wait(0.1):
-        pass
+    told.wait(LONGEST_LIFE_S)
     for model in models:
+        lost = model.poll() is not None
+        if lost and "stuck" in faults:
+            continue
         model.kill()
+        time.sleep(ENDED_S)
         model.wait()
-        told.clear()
-        told.wait(1.0)
+    if "stuck" in faults:
+        time.sleep(LONGEST_LIFE_S)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tests.volume_phantom import STRAIGHT, centred_geometry, volume_of
 from ucseg_runtime.evidence import probabilities_from_logits
 from ucseg_serving.http_gate import http_gate
 from ucseg_serving.json_inputs import MOST_BYTES
-from ucseg_serving.local_server import LocalOptions
+from ucseg_serving.local_server import LocalOptions, LocalServer
 
 TIMEOUT_S = 60.0
 TILE = np.random.default_rng(0).random((1, 1, *PHANTOM.tile_shape), dtype=np.float32)
@@ -222,21 +222,29 @@ def post_volume(served: ServedPhantom) -> requests.Response:
     )
 
 
+def tiles_done(server: LocalServer) -> int:
+    text = requests.get(server.metrics_url, timeout=TIMEOUT_S).text
+    (line,) = (line for line in text.splitlines() if line.startswith('nv_inference_count{model="ucseg_merged"'))
+    return int(line.split()[-1])
+
+
 def test_a_server_that_is_used_over_http_ends_soon_and_finishes_what_is_in_work(tmp_path: Path) -> None:
     """Triton waits for connections that are open, as those of a client that may ask again."""
     with ExitStack() as stack, requests.Session() as client, ThreadPoolExecutor(2) as threads:
         served = stack.enter_context(serve_phantom(tmp_path, local=LocalOptions()))
         url = f"{served.server.http_url}/v2/health/ready"
         assert client.get(url, timeout=TIMEOUT_S).status_code == 200
+        warmed_up = tiles_done(served.server)
         in_work = threads.submit(post_volume, served)
-        time.sleep(0.5)
-        assert not in_work.done()
+        while tiles_done(served.server) == warmed_up:
+            assert not in_work.done()
+            time.sleep(0.1)
         answers: set[str] = set()
         ended = threading.Event()
 
         def ask_until_it_has_ended() -> None:
             with suppress(requests.ConnectionError):
-                while not ended.is_set():
+                while not ended.wait(0.05):
                     answers.add(client.get(url, timeout=TIMEOUT_S).text)
 
         asking = threads.submit(ask_until_it_has_ended)
@@ -259,7 +267,7 @@ def gate_before(behind: Callable[[socket.socket], object]) -> Iterator[tuple[str
             with connection:
                 behind(connection)
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         with http_gate(listener, f"http://127.0.0.1:{server.getsockname()[1]}") as gate:
             gate.open()

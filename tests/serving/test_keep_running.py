@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -171,6 +172,18 @@ def test_a_volume_in_tiles_over_http_outlives_the_end_of_a_model_that_it_needs(
     assert_same(found, expected)
     assert kept.times_ready_again(times + 1) == times + 1
     assert '{"error": "the server behind this port starts, or stops"}' in answers
+
+
+def test_the_repository_is_left_alone_by_cleaners_of_old_files(kept: Kept) -> None:
+    """They pass by what is locked (systemd-tmpfiles)."""
+    arguments = Path(f"/proc/{kept.triton}/cmdline").read_bytes().decode().split("\0")
+    (repository,) = (each.partition("=")[2] for each in arguments if each.startswith("--model-repository="))
+    folder = os.open(Path(repository).parent, os.O_RDONLY)
+    try:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(folder)
 
 
 def test_a_server_that_ends_itself_ends_the_command(kept: Kept) -> None:

@@ -147,7 +147,7 @@ def test_a_client_goes_on_without_shared_memory_where_the_server_allows_none(
 
 
 def test_a_port_that_is_taken_is_told_before_a_server_starts(service: Service, running: LocalServer) -> None:
-    with pytest.raises(BackendError, match=f"port {service.local.http_port} is taken"), service.start():
+    with pytest.raises(BackendError, match=f"port {service.local.http_port} cannot be used"), service.start():
         pytest.fail("two servers at one port")
 
 

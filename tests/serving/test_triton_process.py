@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -34,7 +35,6 @@ def start_of(tmp_path: Path) -> StartOf:
         return TritonStart(
             [sys.executable, fake_triton.__file__, str(health), str(metrics), str(starts), *faults],
             dict(os.environ),
-            tmp_path / "log",
             f"http://127.0.0.1:{health}",
             f"http://127.0.0.1:{metrics}/metrics",
             regions="ucseg_test_",
@@ -63,7 +63,6 @@ def test_a_server_is_ready_once_its_metrics_can_be_read_too(tmp_path: Path) -> N
         start = TritonStart(
             [sys.executable, "-c", "import time; time.sleep(60)"],
             dict(os.environ),
-            tmp_path / "log",
             f"http://127.0.0.1:{health.server_port}",
             f"http://127.0.0.1:{metrics.server_port}/metrics",
             regions="ucseg_test_",
@@ -83,21 +82,30 @@ def test_a_server_is_ready_once_its_metrics_can_be_read_too(tmp_path: Path) -> N
 def test_a_loss_names_the_model(start_of: StartOf) -> None:
     with TritonProcess(start_of()) as triton:
         triton.wait_until_ready()
-        killing = threading.Timer(LATER_S, os.kill, (process_of("ucseg_volume", triton), signal.SIGKILL))
+        killing = threading.Timer(4 * LATER_S, os.kill, (process_of("ucseg_volume", triton), signal.SIGKILL))
         killing.start()
         assert wait_for_a_loss(triton.process) == {"ucseg_volume"}
+
+
+def lose(model: str, triton: TritonProcess) -> None:
+    process = process_of(model, triton)
+    os.kill(process, signal.SIGKILL)
+    deadline = time.monotonic() + SOON_S
+    while model_processes(triton.process.pid)[process]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_loss_from_before_is_seen_too(start_of: StartOf) -> None:
     with TritonProcess(start_of()) as triton:
         triton.wait_until_ready()
-        os.kill(process_of("ucseg_merged", triton), signal.SIGKILL)
+        lose("ucseg_merged", triton)
         assert wait_for_a_loss(triton.process) == {"a model"}
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_a_server_is_no_loss_of_models(start_of: StartOf, signum: signal.Signals) -> None:
-    """In order, it unloads one model after the other, and takes a second for each."""
+    """In order, it ends one model after the other, and takes notice of each a little later."""
     with TritonProcess(start_of()) as triton:
         triton.wait_until_ready()
         os.kill(triton.process.pid, signum)
@@ -110,52 +118,97 @@ def test_a_server_that_lost_a_model_is_started_again_and_one_that_ended_is_told(
     with TritonProcess(start_of()) as triton:
         triton.wait_until_ready()
         first = triton.process
-        os.kill(process_of("ucseg_merged", triton), signal.SIGKILL)
+        lose("ucseg_merged", triton)
 
         def end_the_second() -> None:
             while "ready again" not in caplog.text:
                 time.sleep(0.1)
             triton.process.kill()
 
-        ending = threading.Thread(target=end_the_second)
-        ending.start()
+        threading.Thread(target=end_the_second, daemon=True).start()
         with pytest.raises(BackendError, match=r"^Triton ended with -9: Error of run 2\. Check") as error:
             keep_running(local_server(triton))
-        ending.join()
     assert error.value.code == "UCSEG-E140"
     assert first.returncode == 0, "it could end in order"
 
 
-def test_a_server_that_is_not_ready_again_leaves_nothing_behind(start_of: StartOf) -> None:
-    with TritonProcess(start_of("once", ready_timeout_s=3.0)) as triton:
+def test_a_server_that_waits_in_vain_for_the_model_that_it_lost_is_ended(start_of: StartOf) -> None:
+    with TritonProcess(start_of("stuck", stop_timeout_s=90.0)) as triton:
         triton.wait_until_ready()
-        os.kill(process_of("ucseg_merged", triton), signal.SIGKILL)
-        with pytest.raises(ServerTimeoutError, match=r"Triton was not ready after 3 s: Error of run 2\."):
+        first = triton.process
+        lose("ucseg_volume", triton)
+        started = time.monotonic()
+        triton.restart()
+        assert time.monotonic() - started < 60.0
+        assert first.returncode == -signal.SIGKILL
+
+
+def test_a_server_that_is_not_ready_again_leaves_nothing_behind(start_of: StartOf) -> None:
+    with TritonProcess(start_of("once", ready_timeout_s=8.0)) as triton:
+        triton.wait_until_ready()
+        lose("ucseg_merged", triton)
+        with pytest.raises(ServerTimeoutError, match=r"Triton was not ready after 8 s: Error of run 2\."):
             keep_running(local_server(triton))
         models = model_processes(triton.process.pid)
-        assert len(models) == len(fake_triton.MODELS)
     assert_gone([triton.process.pid, *models])
 
 
-class TwiceError(Exception):
-    """A second signal while the first is obeyed."""
+class AskedToStopError(Exception):
+    """What a signal makes of it."""
 
 
-def test_a_signal_while_a_server_stops_ends_all_of_it_at_once(start_of: StartOf) -> None:
-    def twice(*_: object) -> None:
-        raise TwiceError
+@pytest.fixture
+def asked_to_stop_by_a_signal() -> Iterator[None]:
+    def ask(*_: object) -> None:
+        raise AskedToStopError
 
-    before = signal.signal(signal.SIGUSR1, twice)
-    killing = threading.Timer(LATER_S, os.kill, (os.getpid(), signal.SIGUSR1))
-    try:
-        triton = TritonProcess(start_of("deaf", stop_timeout_s=200.0))
+    before = signal.signal(signal.SIGUSR1, ask)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.usefixtures("asked_to_stop_by_a_signal")
+def test_a_second_signal_while_a_server_stops_ends_all_of_it_at_once(start_of: StartOf) -> None:
+    started = time.monotonic()
+    with pytest.raises(AskedToStopError), TritonProcess(start_of("deaf", stop_timeout_s=90.0)) as triton:  # noqa: PT012
         triton.wait_until_ready()
         models = model_processes(triton.process.pid)
-        with pytest.raises(TwiceError), triton:
-            killing.start()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+        threading.Timer(LATER_S, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    assert time.monotonic() - started < 60.0
     assert_gone([triton.process.pid, *models])
+
+
+@pytest.mark.usefixtures("asked_to_stop_by_a_signal")
+def test_a_signal_during_a_restart_lets_requests_finish(start_of: StartOf) -> None:
+    with TritonProcess(start_of()) as triton:
+        triton.wait_until_ready()
+        models = model_processes(triton.process.pid)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        with pytest.raises(AskedToStopError):
+            triton.restart()
+    assert triton.process.returncode == 0, "it ended in order"
+    assert_gone([triton.process.pid, *models])
+
+
+def test_a_server_ends_with_whoever_started_it_however_that_comes(start_of: StartOf) -> None:
+    """Here by a signal that nothing can be done about."""
+    program = (
+        "import sys, time\n"
+        "from ucseg_serving.triton_process import TritonProcess, TritonStart\n"
+        "start = TritonStart(sys.argv[3:], {}, *sys.argv[1:3], 'ucseg_test_', 20.0, 3.0)\n"
+        "with TritonProcess(start) as triton:\n"
+        "    triton.wait_until_ready()\n"
+        "    print(triton.process.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    start = start_of()
+    command = [sys.executable, "-c", program, start.health_url, start.metrics_url, *start.command]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        triton = int(owner.stdout.readline())
+        models = model_processes(triton)
+        owner.kill()
+    assert_gone([triton, *models])
 
 
 def assert_gone(processes: list[int]) -> None:

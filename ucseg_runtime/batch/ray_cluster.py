@@ -62,11 +62,25 @@ def connected(address: str) -> Iterator[Any]:  # Any: Ray is optional
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_cluster(address) from error
     # Ray prints on standard output what its daemons say, such as that a worker has died; only results belong there.
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), own_interruptions():
         try:
             yield ray
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def own_interruptions() -> Iterator[None]:
+    """Raise again what a handler of signals raised while compiled code of Ray ran.
+
+    Such code may give a result all the same (Ray 2.5x: ``core_worker.wait``), which Python makes a `SystemError` of.
+    """
+    try:
+        yield
+    except SystemError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
 
 
 def most_actors(resources: Mapping[str, float], options: RayOptions) -> int:
