@@ -11,6 +11,9 @@ import pytest
 from tests.served_phantom import ServedPhantom, serve_phantom
 from ucseg_runtime.packaged_data import write_demo_study
 
+# Threads of torch that wait for each other keep cores busy that other workers could use; read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 LONGEST = ("test_training_guide.py", "test_tensorrt.py", "test_parity.py", "test_listen.py", "test_bare_install.py")
 """Files that take a minute or more, wherever they lie."""
 

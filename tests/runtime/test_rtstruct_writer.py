@@ -111,6 +111,7 @@ def test_markers_keep_their_place_in_the_patient_in_all_orientations(tmp_path: P
             np.testing.assert_allclose(centre, phantom.geometry.lps_from_index(index), atol=1e-3)
 
 
+@pytest.mark.long
 def test_longer_contours_than_explicit_representations_allow_are_read_back(tmp_path: Path) -> None:
     phantom = CtPhantom(shape=(2, 160, 160))
     labels = np.zeros(phantom.shape, dtype=np.uint8)
