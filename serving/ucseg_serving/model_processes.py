@@ -8,7 +8,6 @@ from pathlib import Path
 
 _PROCESSES = Path("/proc")
 _MODEL_CODE = "model.py"
-_ENDED = "Z"
 _POLL_S = 0.5
 
 
@@ -49,10 +48,8 @@ def model_processes(triton: int) -> dict[int, str]:
     found = {}
     for process in _PROCESSES.glob("[0-9]*"):
         try:
-            state, parent = (
-                (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()[:2]
-            )
-            if int(parent) != triton:
+            status = (process / "stat").read_text(encoding="utf-8", errors="replace")
+            if int(status.rpartition(") ")[2].split()[1]) != triton:
                 continue
             arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:  # gone meanwhile, or of somebody else
@@ -60,6 +57,6 @@ def model_processes(triton: int) -> dict[int, str]:
         code = next((Path(argument) for argument in arguments if Path(argument).name == _MODEL_CODE), None)
         if code is not None:
             found[int(process.name)] = code.parts[-3]  # MODEL/VERSION/model.py
-        elif state == _ENDED:
+        elif not any(arguments):
             found[int(process.name)] = ""
     return found

@@ -76,5 +76,9 @@ def install_server() -> ServerPackage:
         shutil.copytree(stub, unpacked.backends / "python", dirs_exist_ok=True)
         for program in (unpacked.program, unpacked.backends / "python" / "triton_python_backend_stub"):
             program.chmod(0o755)
-        unpacked.folder.rename(target)
+        try:
+            unpacked.folder.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another process was faster
+                raise
     return ServerPackage(target)

@@ -122,10 +122,10 @@ class TritonProcess:
 
         Triton 2.51 waits in vain for a model whose process ended within a request.
         """
-        self.process.terminate()
-        deadline = time.monotonic() + self._start.stop_timeout_s + _SLACK_S
         running = model_processes(self.process.pid)
         has_lost_one = "" in running.values()
+        self.process.terminate()
+        deadline = time.monotonic() + self._start.stop_timeout_s + _SLACK_S
         while self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)
             before, running = running, model_processes(self.process.pid)

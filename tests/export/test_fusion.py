@@ -79,7 +79,7 @@ def exported_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module", params=PHANTOMS)
+@pytest.fixture(scope="module", params=["3D softmax", pytest.param("2D sigmoid", marks=pytest.mark.long)])
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The phantom's folder as ``upg``, and one of every rule made from it."""
     root = tmp_path_factory.mktemp("fusion")

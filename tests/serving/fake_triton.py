@@ -46,14 +46,12 @@ def main() -> None:
             server = ThreadingHTTPServer(("127.0.0.1", int(port)), Always)
             threading.Thread(target=server.serve_forever, daemon=True).start()
     told.wait(LONGEST_LIFE_S)
+    lost = [model for model in models if model.poll() is not None]
     for model in models:
-        lost = model.poll() is not None
-        if lost and "stuck" in faults:
-            continue
         model.kill()
         time.sleep(ENDED_S)
         model.wait()
-    if "stuck" in faults:
+    if lost and "stuck" in faults:
         time.sleep(LONGEST_LIFE_S)
 
 

@@ -89,5 +89,9 @@ def unpack_npm_package(package: str, archive: str, digest: str) -> Path:
             raise ValueError(f"the archive of {package} has {name} {found[:12]}…, expected {digest[:12]}…")
         unpack = ["tar", "--extract", f"--file={staging / archive}", f"--directory={staging}", "--exclude=*.map"]
         subprocess.run(unpack, check=True)
-        (staging / "package").rename(target)
+        try:
+            (staging / "package").rename(target)
+        except OSError:
+            if not target.is_dir():  # another run was not faster
+                raise
     return target
