@@ -13,12 +13,16 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
-from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
-from aiohttp.http import HttpProcessingError
-from yarl import URL
-
 from ucseg_runtime.errors import type_and_place
+from ucseg_serving.extra import extra_missing
 from ucseg_serving.json_inputs import MOST_BYTES, RefusedRequestError, check_json_inputs
+
+try:
+    from aiohttp import ClientError, ClientResponse, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector, web
+    from aiohttp.http import HttpProcessingError
+    from yarl import URL
+except ImportError as error:
+    raise extra_missing() from error
 
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _LONGEST_LENGTH = 20

@@ -72,6 +72,12 @@ def test_base_install_has_no_torch(python: Path) -> None:
     assert run(python, "-c", "import torch").returncode != 0
 
 
+@pytest.mark.parametrize("arguments", [("repository", "--out", "/nowhere"), ("local",)])
+def test_commands_of_serving_say_which_extra_they_need(python: Path, arguments: tuple[str, ...]) -> None:
+    said = run(python.with_name("ucseg-serve"), *arguments)
+    assert (said.returncode, "UCSEG-E141" in said.stderr, "'serving' extra" in said.stderr) == (5, True, True), said
+
+
 def test_every_module_of_the_runtime_imports_without_torch(python: Path) -> None:
     finished = run(python, "-c", IMPORT_EVERYTHING)
     assert finished.returncode == 0, finished.stderr
