@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
@@ -158,32 +158,37 @@ class AskedToStopError(Exception):
 
 
 @pytest.fixture
-def asked_to_stop_by_a_signal() -> Iterator[None]:
-    def ask(*_: object) -> None:
-        raise AskedToStopError
+def stop_when_waiting(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Once it is set, the next wait is ended by what a signal raises."""
+    asked = threading.Event()
 
-    before = signal.signal(signal.SIGUSR1, ask)
-    yield
-    signal.signal(signal.SIGUSR1, before)
+    def wait(seconds: float) -> None:
+        if asked.is_set():
+            asked.clear()
+            raise AskedToStopError
+        threading.Event().wait(seconds)
+
+    monkeypatch.setattr("ucseg_serving.triton_process.time.sleep", wait)
+    return asked
 
 
-@pytest.mark.usefixtures("asked_to_stop_by_a_signal")
-def test_a_second_signal_while_a_server_stops_ends_all_of_it_at_once(start_of: StartOf) -> None:
+def test_a_second_signal_while_a_server_stops_ends_all_of_it_at_once(
+    start_of: StartOf, stop_when_waiting: threading.Event
+) -> None:
     started = time.monotonic()
     with pytest.raises(AskedToStopError), TritonProcess(start_of("deaf", stop_timeout_s=90.0)) as triton:  # noqa: PT012
         triton.wait_until_ready()
         models = model_processes(triton.process.pid)
-        threading.Timer(LATER_S, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        stop_when_waiting.set()
     assert time.monotonic() - started < 60.0
     assert_gone([triton.process.pid, *models])
 
 
-@pytest.mark.usefixtures("asked_to_stop_by_a_signal")
-def test_a_signal_during_a_restart_lets_requests_finish(start_of: StartOf) -> None:
+def test_a_signal_during_a_restart_lets_requests_finish(start_of: StartOf, stop_when_waiting: threading.Event) -> None:
     with TritonProcess(start_of()) as triton:
         triton.wait_until_ready()
         models = model_processes(triton.process.pid)
-        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        stop_when_waiting.set()
         with pytest.raises(AskedToStopError):
             triton.restart()
     assert triton.process.returncode == 0, "it ended in order"
