@@ -19,7 +19,7 @@ from ucseg_runtime.errors import BackendError, ServerTimeoutError
 from ucseg_serving.model_processes import model_processes
 
 _BOUND_TO_US = ("setpriv", "--pdeathsig", "TERM")
-"""Triton stops when this process ends, however that comes; of util-linux."""
+"""Triton stops when its parent ends, however that comes; of util-linux."""
 _REGIONS = Path("/dev/shm")  # noqa: S108  (where Linux shows shared memory)
 _POLL_S = 0.1
 _SLACK_S = 5.0
@@ -54,6 +54,8 @@ class TritonStart:
 
 class TritonProcess:
     """A Triton that runs for the length of a ``with`` block; after `restart` it is the same one, at the same ports.
+
+    It ends with the thread that started it, should that end first.
 
     Attributes:
         process: The one that was started last; leader of the process group of its Python models.
@@ -118,7 +120,7 @@ class TritonProcess:
         )
 
     def _let_end(self) -> None:
-        """Let it finish its requests and unload its models, as long as that may take.
+        """Give it the time to finish its requests and unload its models.
 
         Triton 2.51 waits in vain for a model whose process ended within a request.
         """

@@ -73,7 +73,7 @@ def connected(address: str) -> Iterator[Any]:  # Any: Ray is optional
 def own_interruptions() -> Iterator[None]:
     """Raise again what a handler of signals raised while compiled code of Ray ran.
 
-    Such code may give a result all the same (Ray 2.5x: ``core_worker.wait``), which Python makes a `SystemError` of.
+    Such code may give a result all the same (Ray 2.60: ``core_worker.wait``), which Python makes a `SystemError` of.
     """
     try:
         yield
